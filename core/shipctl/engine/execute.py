@@ -1,0 +1,206 @@
+"""Runs one transform stage: lays out its inputs, calls it here or in a worker, publishes what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shipctl.engine.calls import Call, Placed, call_stage, class_name, context_of
+from shipctl.engine.fingerprint import Components, fingerprint
+from shipctl.engine.graph import Node, Origin
+from shipctl.engine.options import validate_options
+from shipctl.engine.pipeline import Pipeline
+from shipctl.engine.ports import bundle, input_ports, output_ports
+from shipctl.engine.secrets import Secrets
+from shipctl.engine.walk import NodeEnd, Ready, Walk
+from shipctl.engine.workers import WorkerPool, disk_problem
+from shipctl.errors import CorruptArtifactError, ShipctlError, StageError
+from shipctl.stages.artifacts import Artifact
+from shipctl.stages.base import Stage, StageOptions
+from shipctl.store.local import Result
+
+
+class DamagedInputError(Exception):
+    """A file of an input is not what its digest says; its origin has to be made again."""
+
+    def __init__(self, origin: Origin, error: CorruptArtifactError) -> None:
+        super().__init__(str(error))
+        self.origin = origin
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What all stages of a run share."""
+
+    pipeline: Pipeline
+    pool: WorkerPool
+    secrets: Secrets
+    workdir: Path
+
+    def scope(self, node: Node, stages: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the expressions of a node may use when it runs; only the secrets that it names are fetched."""
+        return {**self.pipeline.scope(node), "stages": stages, "secrets": self.secrets}
+
+    def options(self, node: Node, walk: Walk) -> StageOptions:
+        """Return the options of a node, complete with what other stages measured and with secrets.
+
+        :raises SpecError: if they are wrong after all
+        """
+        planned = self.pipeline.options[node.id]
+        if planned.value is not None:
+            return planned.value
+        problems = self.pipeline.loaded.problems()
+        value = validate_options(node, planned.resolve(self.scope(node, walk.stages_scope())), problems)
+        problems.raise_if_any()
+        assert value is not None  # noqa: S101  (there were no problems)
+        return value
+
+    def open_inputs(self, ready: Ready, folder: Path) -> dict[str, tuple[Artifact, ...]]:
+        """Lay out verified inputs below ``folder``, taking what the spec brings into the store first.
+
+        :raises DamagedInputError: if the store has wrong bytes
+        """
+        opened: dict[str, tuple[Artifact, ...]] = {}
+        store = self.pipeline.store
+        for name, items in ready.inputs.items():
+            placed = []
+            for index, (artifact, origin) in enumerate(zip(items, ready.origins[name], strict=True)):
+                source = self.pipeline.origin_artifact(origin)
+                if source is not None and not store.has_files(artifact.files):
+                    for entry in artifact.files:
+                        store.put(source.places[entry.path], sha256=entry.sha256)
+                try:
+                    placed.append(store.view(artifact, folder / name / (str(index) if len(items) > 1 else "")))
+                except CorruptArtifactError as exc:
+                    raise DamagedInputError(origin, exc) from exc
+            opened[name] = tuple(placed)
+        return opened
+
+    def run(
+        self, node: Node, ready: Ready, parts: Components, options: StageOptions, log: Callable[[str], None]
+    ) -> NodeEnd:
+        """Run a transform stage once.
+
+        :raises DamagedInputError: if an input has to be made again
+        :raises ShipctlError: if the stage failed
+        """
+        assert issubclass(node.cls, Stage)  # noqa: S101  (the scheduler sends no releases)
+        started = time.monotonic()
+        folder = self.workdir / node.id.replace("/", "_")
+        shutil.rmtree(folder, ignore_errors=True)
+        workdir = folder / "out"
+        workdir.mkdir(parents=True)
+        try:
+            inputs = self.open_inputs(ready, folder / "in")
+            made, peak = self._call(node.cls, node, options, inputs, workdir, log)
+            outputs, passed = self._publish(made, inputs, workdir)
+            result = Result(
+                fingerprint=fingerprint(parts),
+                uses=node.spec.uses,
+                outputs={name: item.manifest() for name, item in outputs.items()},
+                passed=passed,
+                created=time.time(),
+                seconds=time.monotonic() - started,
+                peak_memory=peak,
+            )
+            kept = self.pipeline.store.save_result(result)
+            if kept is not result:  # somebody was first; what counts is what is in the store
+                ports = output_ports(node.cls)
+                outputs = {name: self.pipeline.store.artifact(ports[name].kinds[0], body) for name, body in kept.outputs.items()}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return NodeEnd(
+            "done", outputs=outputs, fingerprint=kept.fingerprint, components=parts,
+            seconds=time.monotonic() - started, peak_memory=peak,
+        )  # fmt: skip
+
+    def _call(
+        self,
+        cls: type[Stage[Any, Any, Any]],
+        node: Node,
+        options: StageOptions,
+        inputs: dict[str, tuple[Artifact, ...]],
+        workdir: Path,
+        log: Callable[[str], None],
+    ) -> tuple[dict[str, Artifact], int | None]:
+        spec = node.spec
+        disk = int(spec.resources.disk) if spec.resources.disk is not None else None
+        goals = self.pipeline.objectives
+        call = Call.model_construct(
+            stage=class_name(cls),
+            options={},
+            inputs={},
+            workdir=str(workdir),
+            seed=self.pipeline.loaded.spec.seed,
+            threads=max(1, int(spec.resources.cpu or 1)),
+            objectives={name: getattr(goals, name) for name in cls.reads},
+        )
+        if cls.isolation == "inline" and spec.timeout is None and not cls.requirements:
+            made = _inline(cls, options, inputs, call, log)
+            problem = disk_problem(workdir, disk)
+            if problem:
+                raise StageError(problem)
+            return made, None
+        placed = {name: [Placed.of(item) for item in items] for name, items in inputs.items()}
+        call = call.model_copy(update={"options": options.model_dump(mode="json"), "inputs": placed})
+        answer = self.pool.run(
+            call,
+            python=self._python(cls, spec.uses, log),
+            fresh=cls.measurement,
+            log=log,
+            timeout=float(spec.timeout) if spec.timeout is not None else None,
+            disk=disk,
+        )
+        ports = output_ports(cls)
+        return {name: item.artifact(ports[name].kinds[0]) for name, item in (answer.outputs or {}).items()}, answer.peak_memory
+
+    @staticmethod
+    def _python(cls: type[Stage[Any, Any, Any]], uses: str, log: Callable[[str], None]) -> str:
+        if not cls.requirements:
+            return sys.executable
+        from shipctl.engine.isolation import stage_environment  # noqa: PLC0415  (few stages have one)
+
+        return str(stage_environment(uses, cls, log))
+
+    def _publish(
+        self, made: dict[str, Artifact], inputs: dict[str, tuple[Artifact, ...]], workdir: Path
+    ) -> tuple[dict[str, Artifact], dict[str, str]]:
+        known = {item.digest for items in inputs.values() for item in items} if any(a.files for a in made.values()) else set()
+        outputs: dict[str, Artifact] = {}
+        passed: dict[str, str] = {}
+        forbidden = self.secrets.forbidden()
+        for name, item in made.items():
+            if item.files and item.digest in known:
+                outputs[name] = item
+                passed[name] = item.digest
+            else:
+                outputs[name] = self.pipeline.store.publish(item, workdir, forbidden)
+        return outputs, passed
+
+
+def _inline(
+    cls: type[Stage[Any, Any, Any]],
+    options: StageOptions,
+    inputs: dict[str, tuple[Artifact, ...]],
+    call: Call,
+    log: Callable[[str], None],
+) -> dict[str, Artifact]:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            return call_stage(cls(options), bundle(cls.inputs_model, input_ports(cls), inputs), context_of(call, log))
+    except ShipctlError:
+        raise
+    except (Exception, SystemExit) as exc:  # a plugin may raise anything; that is its failure, not the run's
+        raise StageError(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__) from exc
+    finally:
+        for line in said.getvalue().splitlines():
+            log(line)

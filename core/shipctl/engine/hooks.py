@@ -1,0 +1,43 @@
+"""Tells hook implementations what happens. Each is called by itself: one that raises silences no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+import pluggy
+
+from shipctl.stages import hookspecs
+from shipctl.stages.events import Event
+
+HOOK_GROUP = "shipctl.hooks"
+
+
+class Hooks:
+    """The hooks of one run."""
+
+    def __init__(self, plugins: Iterable[object] = (), *, installed: bool = True) -> None:
+        """``plugins`` are objects with ``@hookimpl`` methods; ``installed`` adds those of the entry points."""
+        self.problems: list[str] = []
+        """What went wrong in hooks; none of it changed the run."""
+        self._manager = pluggy.PluginManager("shipctl")
+        self._manager.add_hookspecs(hookspecs)
+        for plugin in plugins:
+            self._manager.register(plugin)
+        for point in entry_points(group=HOOK_GROUP) if installed else ():
+            try:
+                found = point.load()
+                self._manager.register(found() if isinstance(found, type) else found, name=point.name)
+            except Exception as exc:  # a hook may fail in any way while it imports, and the run goes on without it
+                self.problems.append(f"hook {point.name!r} ({point.value}) does not load: {type(exc).__name__}: {exc}")
+
+    def fire(self, event: Event) -> None:
+        """Call every implementation of the event's hook."""
+        caller = getattr(self._manager.hook, f"shipctl_{event.event}")
+        for implementation in caller.get_hookimpls():
+            try:
+                implementation.function(*([event] if implementation.argnames else []))
+            except Exception as exc:  # hooks observe: what they raise is reported and changes nothing
+                self.problems.append(
+                    f"hook {implementation.plugin_name!r} failed in {caller.name}: {type(exc).__name__}: {exc}"
+                )

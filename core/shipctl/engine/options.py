@@ -1,0 +1,125 @@
+"""Options of a stage: what the spec says below `with:`, evaluated and validated as early as it can be.
+
+Three kinds of values: those known when the plan is made; those that refer to `stages.*`, known once these
+have run; and those that refer to `secrets.*`, which are put in only in the moment a stage runs, and stand
+in a fingerprint as the text of their expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from shipctl.errors import SpecError
+from shipctl.spec import add_validation_errors, evaluate, has_expression, references
+from shipctl.stages.base import StageOptions
+
+if TYPE_CHECKING:
+    from shipctl.engine.graph import Node
+    from shipctl.spec import LoadedSpec, Problems
+
+SCOPE_LATER = frozenset({"stages", "secrets"})
+
+
+@dataclass(frozen=True)
+class PlannedOptions:
+    """The options of one node as far as they are known when the plan is made."""
+
+    known: Mapping[str, Any]
+    later: Mapping[str, Any]
+    """Raw values by option name, with expressions over `stages` or `secrets`."""
+    value: StageOptions | None = None
+    """The validated options, where nothing comes later and nothing is wrong."""
+
+    def resolve(self, scope: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all values with a scope that has `stages` and `secrets`.
+
+        :raises SpecError: if an expression cannot be evaluated
+        """
+        return {**self.known, **{name: evaluate(value, scope) for name, value in self.later.items()}}
+
+    def canonical(self, model: type[StageOptions], stages: Mapping[str, Any] | None, scope: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the JSON form that counts in a fingerprint: defaults filled in, bounds left out, secrets as text.
+
+        ``stages`` is None while the plan is made; expressions over it then stand as text too.
+        """
+        skip = _bounds(model)
+        if self.value is not None:
+            form: dict[str, Any] = self.value.model_dump(mode="json", exclude=skip)
+            return form
+        sample = model.model_construct(**self.known)
+        form = sample.model_dump(mode="json", exclude=skip | set(self.later), warnings=False)
+        for name, raw in self.later.items():
+            if name in skip:
+                continue
+            if stages is not None and all(path[0] != "secrets" for path in references(raw)):
+                form[name] = {"value": evaluate(raw, {**scope, "stages": stages})}
+            else:
+                form[name] = {"expression": raw, "with": _values(raw, scope)}
+        return form
+
+
+def plan_options(node: Node, loaded: LoadedSpec, problems: Problems) -> PlannedOptions:
+    """Evaluate and validate the options of a node as far as possible; what is wrong is added to ``problems``."""
+    where = ("stages", node.index, "with")
+    scope = {**loaded.scope(), "matrix": node.matrix}
+    known: dict[str, Any] = {}
+    later: dict[str, Any] = {}
+    for name, raw in node.spec.options.items():
+        refs = references(raw) if has_expression(raw) else frozenset()
+        overlaid = loaded.reads_overlaid(raw) if refs else frozenset()
+        if overlaid and not node.is_release:
+            problems.add(
+                (*where, name),
+                f"{node.spec.id} reads {', '.join(f'vars.{item}' for item in sorted(overlaid))}, which environment "
+                f"{loaded.environment!r} changes; only release stages may, since every environment ships the same files",
+            )
+        if any(path[0] in SCOPE_LATER for path in refs):
+            later[name] = raw
+            continue
+        try:
+            known[name] = evaluate(raw, scope) if refs or has_expression(raw) else raw
+        except SpecError as exc:
+            problems.add((*where, name), str(exc))
+            later[name] = raw
+    value = validate_options(node, known, problems, frozenset(later))
+    return PlannedOptions(known, later, None if later else value)
+
+
+def validate_options(
+    node: Node, values: Mapping[str, Any], problems: Problems, later: frozenset[str] = frozenset()
+) -> StageOptions | None:
+    """Return the options as the stage's own model, or None after adding what is wrong to ``problems``."""
+    model = node.cls.options_model
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as exc:
+        at = ("stages", node.index, "with")
+        add_validation_errors(problems, exc, model, dict(values), at, skip=[(*at, name) for name in later])
+        return None
+
+
+@cache
+def _bounds(model: type[StageOptions]) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, field in model.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("bound")
+    )
+
+
+def _values(raw: Any, scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of what an expression refers to beside stages and secrets."""
+    found: dict[str, Any] = {}
+    for path in sorted(references(raw)):
+        if path[0] in SCOPE_LATER:
+            continue
+        value: Any = scope
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        found[".".join(path)] = value
+    return found

@@ -1,0 +1,216 @@
+"""A spec made ready: plugins resolved, nodes wired, options checked. Plan and apply both start here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shipctl.engine.filecache import FileCache
+from shipctl.engine.fingerprint import Components, Fingerprinter, components
+from shipctl.engine.graph import Graph, GraphBuilder, Node, Origin
+from shipctl.engine.options import PlannedOptions, plan_options
+from shipctl.engine.project import Project
+from shipctl.engine.sources import Source, find_sources, objectives
+from shipctl.errors import SpecError, UnavailableError
+from shipctl.records import digest_of
+from shipctl.spec import LoadedSpec, Problems, evaluate, has_expression, load_spec, near, references
+from shipctl.stages.base import Stage
+from shipctl.stages.context import CheckContext, Objectives, Upstream
+from shipctl.stages.registry import Registry
+from shipctl.store.local import LocalStore
+
+
+@dataclass
+class Pipeline:
+    """Everything about a spec that does not depend on what has already run."""
+
+    loaded: LoadedSpec
+    project: Project
+    graph: Graph
+    sources: dict[str, Source]
+    options: dict[str, PlannedOptions]
+    objectives: Objectives
+    fingerprints: Fingerprinter
+    store: LocalStore
+    cache: FileCache
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """Node to what this machine lacks for it."""
+
+    @property
+    def name(self) -> str:
+        """`metadata.name`."""
+        return self.loaded.spec.metadata.name
+
+    @property
+    def version(self) -> str:
+        """`metadata.version`."""
+        return self.loaded.spec.metadata.version
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """The nodes by id, in an order in which they can run."""
+        return self.graph.nodes
+
+    def scope(self, node: Node) -> dict[str, Any]:
+        """Return what expressions of a node may use, without stages and secrets."""
+        return {**self.loaded.scope(), "matrix": node.matrix}
+
+    def components(self, node: Node, inputs: Mapping[str, Sequence[str]], stages: Mapping[str, Any] | None = None) -> Components:
+        """Return the components of a transform node's fingerprint; ``stages`` as for :meth:`PlannedOptions.canonical`."""
+        assert issubclass(node.cls, Stage)  # noqa: S101  (releases have revisions instead)
+        options = self.options[node.id].canonical(node.cls.options_model, stages, self.scope(node))
+        return components(self.fingerprints.of_class(node.cls), options, inputs)
+
+    def symbolic(self) -> dict[str, Components]:
+        """Return the components of every node with inputs named by what makes them: known before anything has run."""
+        digests: dict[str, str] = {}
+        found: dict[str, Components] = {}
+        for node in self.nodes.values():
+            inputs = {
+                name: [self.sources[o.port].artifact.digest if not o.node else f"{digests[o.node]}.{o.port}" for o in bound]
+                for name, bound in node.bindings.items()
+            }
+            if issubclass(node.cls, Stage):
+                parts = self.components(node, inputs)
+            else:
+                options = self.options[node.id].canonical(node.cls.options_model, None, self.scope(node))
+                parts = components({"class": node.spec.uses}, options, inputs)
+            found[node.id] = parts
+            digests[node.id] = digest_of(parts)
+        return found
+
+    def origin_artifact(self, origin: Origin) -> Source | None:
+        """Return what the spec brings under that origin, if it does."""
+        return self.sources.get(origin.port) if not origin.node else None
+
+
+def prepare(
+    spec: Path,
+    *,
+    environment: str | None = None,
+    overrides: Sequence[str] = (),
+    until: str | None = None,
+    registry: Registry | None = None,
+) -> Pipeline:
+    """Load a spec and make it ready, or say everything that is wrong with it.
+
+    :raises SpecError: for the spec, its files, its options, or an unknown ``until``
+    :raises PluginError: for a plugin that it uses
+    """
+    loaded = load_spec(spec, environment=environment, overrides=overrides)
+    project = Project.of(loaded.path)
+    problems = loaded.problems()
+    cache = FileCache(project.state / "files.json")
+    sources = find_sources(loaded, cache, problems)
+    kinds = {name: type(source.artifact) for name, source in sources.items()}
+    graph = GraphBuilder(loaded, registry or Registry(), kinds, problems).build()
+    options = {node.id: plan_options(node, loaded, problems) for node in graph.nodes.values()}
+    _check_overlays(graph, loaded, problems)
+    problems.raise_if_any()
+    graph.nodes = _until(graph, until)
+    goals = objectives(loaded)
+    pipeline = Pipeline(
+        loaded=loaded,
+        project=project,
+        graph=graph,
+        sources=sources,
+        options=options,
+        objectives=Objectives(**goals),
+        fingerprints=Fingerprinter(cache, loaded.spec.seed, Objectives(**goals)),
+        store=LocalStore(project.store),
+        cache=cache,
+    )
+    for node in graph.nodes.values():
+        _check(pipeline, node, problems)
+    problems.raise_if_any()
+    return pipeline
+
+
+def _check_overlays(graph: Graph, loaded: LoadedSpec, problems: Problems) -> None:
+    for node in graph.nodes.values():
+        when = node.spec.when
+        if node.is_release or not isinstance(when, str) or not has_expression(when):
+            continue
+        if loaded.reads_overlaid(when):
+            problems.add(
+                ("stages", node.index, "when"),
+                f"{node.spec.id} depends on what environment {loaded.environment!r} changes; only release stages may, "
+                "since every environment ships the same files",
+            )
+
+
+def _until(graph: Graph, until: str | None) -> dict[str, Node]:
+    if until is None:
+        return graph.nodes
+    wanted = [node.id for node in graph.nodes.values() if until in {node.id, node.spec.id}]
+    if not wanted:
+        known = list(dict.fromkeys(node.spec.id for node in graph.nodes.values()))
+        message = f"--until {until}: there is no such stage{near(until, known) or '; it has ' + ', '.join(known)}"
+        raise SpecError(message)
+    keep = set(wanted)
+    for name in wanted:
+        waiting = list(graph.nodes[name].needs)
+        while waiting:
+            need = waiting.pop()
+            if need not in keep:
+                keep.add(need)
+                waiting.extend(graph.nodes[need].needs)
+    return {name: node for name, node in graph.nodes.items() if name in keep}
+
+
+def _check(pipeline: Pipeline, node: Node, problems: Problems) -> None:
+    for module, brings in node.cls.requires.items():
+        if not _importable(module):
+            pipeline.unavailable[node.id] = f"{node.spec.uses} needs the module {module}: pip install '{brings}'"
+            return
+    value = pipeline.options[node.id].value
+    if value is None:
+        return
+    context = CheckContext(
+        project=pipeline.project.root,
+        pipeline=pipeline.name,
+        inputs={name: tuple(_upstream(pipeline, origin) for origin in bound) for name, bound in node.bindings.items()},
+        objectives=pipeline.objectives,
+    )
+    try:
+        node.cls(value).check(context)
+    except UnavailableError as exc:
+        pipeline.unavailable[node.id] = str(exc)
+    except SpecError as exc:
+        problems.add(("stages", node.index, "uses"), str(exc))
+
+
+@cache
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _upstream(pipeline: Pipeline, origin: Origin) -> Upstream:
+    if not origin.node:
+        return Upstream(node=origin.port, uses="")
+    node = pipeline.graph.nodes[origin.node]
+    return Upstream(origin.node, node.spec.uses, node.cls.metrics if issubclass(node.cls, Stage) else ())
+
+
+def when(pipeline: Pipeline, node: Node, stages: Mapping[str, Any] | None) -> bool | None:
+    """Return whether a node's `when` lets it run; None where that depends on stages that have not run.
+
+    :raises SpecError: if the expression cannot be evaluated
+    """
+    value = node.spec.when
+    if isinstance(value, bool):
+        return value
+    if stages is None and any(path[0] == "stages" for path in references(value)):
+        return None
+    answer = evaluate(value, {**pipeline.scope(node), **({"stages": stages} if stages is not None else {})})
+    if not isinstance(answer, bool):
+        message = f"{pipeline.loaded.locate(('stages', node.index, 'when'))}: `when` of {node.spec.id} came to {answer!r}; write a comparison"
+        raise SpecError(message)
+    return answer

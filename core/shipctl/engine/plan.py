@@ -1,0 +1,237 @@
+"""The plan: what would run and why, what is cached, what would change on a target; and plan files.
+
+A plan file pins what a person looked at: the resolved spec, the code, the tools, the known inputs and the
+revision that each target serves. It never holds cache status, times, paths of this machine or secrets.
+Applying it does exactly that, or is refused as stale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from shipctl.engine.fingerprint import Components, differences, fingerprint
+from shipctl.engine.graph import Node
+from shipctl.engine.journal import Journal
+from shipctl.engine.pipeline import Pipeline, prepare
+from shipctl.engine.project import Project
+from shipctl.engine.releases import Release
+from shipctl.engine.walk import NodeEnd, Ready, Walk, verdict_end
+from shipctl.errors import SpecError, StalePlanError
+from shipctl.records import digest_of
+from shipctl.spec import LoadedSpec
+from shipctl.stages.events import PlannedNode, PlanReady
+from shipctl.stages.registry import Registry
+from shipctl.store.files import write_atomic
+
+PLAN_KIND = "shipctl.dev/plan-v1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan, and the pipeline that it is of."""
+
+    pipeline: Pipeline
+    nodes: tuple[PlannedNode, ...]
+    parts: dict[str, Components]
+    """What the plan pins, by name: `spec`, each node, each target."""
+    request: dict[str, Any]
+    pinned: bool = False
+    """Whether it came from a plan file, and must not do anything else."""
+
+    @property
+    def project(self) -> Project:
+        """The project of the spec."""
+        return self.pipeline.project
+
+    @property
+    def spec(self) -> LoadedSpec:
+        """The loaded spec."""
+        return self.pipeline.loaded
+
+    @property
+    def digest(self) -> str:
+        """The plan's identity."""
+        return digest_of(self.parts)
+
+    def ready(self, run: str | None = None) -> PlanReady:
+        """Return the event that tells of this plan."""
+        return PlanReady(run=run, pipeline=self.pipeline.name, version=self.pipeline.version, digest=self.digest, nodes=self.nodes)
+
+    def write(self, path: Path) -> None:
+        """Write the plan file."""
+        spec = self.spec.path.resolve()
+        body = {
+            "kind": PLAN_KIND,
+            "digest": self.digest,
+            "spec": _relative(spec, path.resolve().parent),
+            **self.request,
+            "parts": self.parts,
+            "nodes": [node.model_dump(mode="json", include={"node", "action", "reasons", "changes"}) for node in self.nodes],
+        }
+        write_atomic(path, json.dumps(body, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def make_plan(
+    spec: Path,
+    *,
+    environment: str | None = None,
+    overrides: Sequence[str] = (),
+    until: str | None = None,
+    registry: Registry | None = None,
+) -> Plan:
+    """Plan a spec. Nothing is changed anywhere, except that digests of read files are remembered.
+
+    :raises SpecError: for anything wrong with the spec, all of it at once
+    :raises PluginError: for a plugin that does not work
+    """
+    pipeline = prepare(spec, environment=environment, overrides=overrides, until=until, registry=registry)
+    walk = Walk(pipeline)
+    before: dict[str, Any] = {}
+    if pipeline.project.journal.exists():
+        journal = Journal(pipeline.project.journal)
+        before = journal.components(pipeline.name)
+        journal.close()
+    nodes = tuple(_plan_node(walk, node, before) for node in pipeline.nodes.values())
+    if pipeline.project.state.exists():
+        pipeline.cache.save()
+    return Plan(
+        pipeline=pipeline,
+        nodes=nodes,
+        parts=_parts(pipeline),
+        request={"environment": environment, "overrides": list(overrides), "until": until},
+    )
+
+
+def _plan_node(walk: Walk, node: Node, before: dict[str, Any]) -> PlannedNode:
+    action, reasons, parts = _decide(walk, node, before)
+    changes: tuple[str, ...] = ()
+    if node.is_release and action == "release":
+        ready = walk.ready(node)
+        release = Release.planned(walk.pipeline, node, ready if isinstance(ready, Ready) else None)
+        if release.in_place():
+            action = "in-place"
+            walk.ends[node.id] = NodeEnd("in-place")
+        else:
+            changes = tuple(release.preview())
+    return PlannedNode(
+        node=node.id,
+        stage=node.spec.id,
+        uses=node.spec.uses,
+        kind=cast("Literal['transform', 'check', 'release']", node.kind),
+        needs=tuple(node.needs),
+        action=action,
+        reasons=reasons,
+        changes=changes,
+        unavailable=walk.pipeline.unavailable.get(node.id) if action in {"run", "release"} else None,
+        fingerprint=fingerprint(parts) if parts is not None else None,
+    )
+
+
+Planned = Literal["run", "cached", "skipped", "blocked", "release", "in-place"]
+
+
+def _decide(walk: Walk, node: Node, before: dict[str, Any]) -> tuple[Planned, tuple[str, ...], Components | None]:
+    """Return what apply will do with a node, why, and its components where its inputs are known."""
+    condition = walk.condition(node, planning=True)
+    if condition is False:
+        walk.ends[node.id] = NodeEnd("skipped", "its `when` says no")
+        return "skipped", ("its `when` says no",), None
+    ready = walk.ready(node)
+    if isinstance(ready, NodeEnd):
+        walk.ends[node.id] = ready
+        return ("skipped" if ready.status == "skipped" else "blocked"), (ready.message,), None
+    later = tuple(need for need in node.needs if need not in walk.ends)
+    if node.is_release:
+        return "release", ((f"after {', '.join(later)}",) if later else ()), None
+    if ready is None or condition is None:
+        return "run", (f"{', '.join(later)} {'runs' if len(later) == 1 else 'run'} first" if later else "its `when` is decided then",), None
+    parts = walk.components(node, ready)
+    hit = walk.cached(node, parts)
+    if hit is None:
+        old = before.get(node.id)
+        moved = differences(old, parts) if old is not None else []
+        known = old is not None
+        return "run", tuple(moved) or (("its outputs are gone, damaged or too old",) if known else ("it has not run yet",)), parts
+    result, outputs = hit
+    end = NodeEnd("cached", outputs=outputs, fingerprint=result.fingerprint, components=parts)
+    options = walk.pipeline.options[node.id].value
+    if options is not None:
+        end.verdicts = walk.judge(node, options, outputs, ready)
+        against = verdict_end(end.verdicts)
+        if against is not None:
+            end.status, end.message = "rejected", against
+    walk.ends[node.id] = end
+    return "cached", ((f"a gate says no: {end.message}",) if end.status == "rejected" else ()), parts
+
+
+def _parts(pipeline: Pipeline) -> dict[str, Components]:
+    spec = json.loads(pipeline.loaded.spec.model_dump_json(by_alias=True))
+    parts: dict[str, Components] = {"spec": spec}
+    for name, components in pipeline.symbolic().items():
+        parts[f"stage {name}"] = components
+    return parts | _target_parts(pipeline)
+
+
+def _target_parts(pipeline: Pipeline) -> dict[str, Components]:
+    releases = [node for node in pipeline.nodes.values() if node.is_release]
+    return {f"target of {node.id}": {"serves": Release.planned(pipeline, node, None).stable_revision()} for node in releases}
+
+
+def check_targets(plan: Plan) -> None:
+    """Make sure, behind the lock, that the targets still serve what a plan file pinned.
+
+    :raises StalePlanError: if one does not
+    """
+    if not plan.pinned:
+        return
+    for name, parts in _target_parts(plan.pipeline).items():
+        if plan.parts[name] != parts:
+            message = f"the plan is stale, nothing was done; since it was made, the {name} changed; make a new one with `shipctl plan`"
+            raise StalePlanError(message)
+
+
+def is_plan_file(path: Path) -> bool:
+    """Whether a file is a plan that `shipctl plan -o` wrote, rather than a spec."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(1) == b"{" and path.suffix != ".yaml"
+    except OSError:
+        return False
+
+
+def read_plan(path: Path, registry: Registry | None = None) -> Plan:
+    """Make the plan of a plan file again and compare.
+
+    :raises SpecError: if the file is no plan
+    :raises StalePlanError: if anything that it pins has changed, naming what
+    """
+    try:
+        body = json.loads(path.read_bytes())
+        spec, digest, pinned = path.resolve().parent / body["spec"], body["digest"], body["parts"]
+        request = {"environment": body["environment"], "overrides": body["overrides"], "until": body["until"]}
+        kind = body["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        message = f"{path} is not a plan file ({type(exc).__name__}); make one with `shipctl plan SPEC -o {path.name}`"
+        raise SpecError(message) from exc
+    if kind != PLAN_KIND or digest_of(pinned) != digest:
+        message = f"{path} was edited or written by another version of shipctl; make it again with `shipctl plan`"
+        raise StalePlanError(message)
+    plan = make_plan(spec, registry=registry, **request)
+    if plan.digest != digest:
+        moved = []
+        for name in sorted({*pinned, *plan.parts}):
+            moved += [f"{name}: {what}" for what in differences(pinned.get(name, {}), plan.parts.get(name, {}))]
+        shown = "\n".join(f"  {line}" for line in moved)
+        message = f"{path.name} is stale, nothing was done; since it was made:\n{shown}\nmake a new one with `shipctl plan`"
+        raise StalePlanError(message)
+    return replace(plan, pinned=True)
+
+
+def _relative(path: Path, base: Path) -> str:
+    import os.path  # noqa: PLC0415  (pathlib's walk_up is newer than Python 3.11)
+
+    return Path(os.path.relpath(path, base)).as_posix()

@@ -1,0 +1,65 @@
+"""Where shipctl keeps what belongs to a project: the folder `.shipctl`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE = ".shipctl"
+_ROOT_MARKS = (STATE, ".git")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with specs in it, and `.shipctl` for everything that shipctl remembers."""
+
+    root: Path
+
+    @classmethod
+    def here(cls, folder: Path) -> Project:
+        """Return the project that a folder belongs to.
+
+        That is the nearest folder above it with a `.shipctl` or a `.git`, or else the folder itself.
+        """
+        start = folder.resolve()
+        for candidate in (start, *start.parents):
+            if any((candidate / mark).exists() for mark in _ROOT_MARKS):
+                return cls(candidate)
+        return cls(start)
+
+    @classmethod
+    def of(cls, spec: Path) -> Project:
+        """Return the project that a spec belongs to."""
+        return cls.here(spec.resolve().parent)
+
+    @property
+    def state(self) -> Path:
+        """Everything below here is shipctl's own."""
+        return self.root / STATE
+
+    @property
+    def journal(self) -> Path:
+        """The SQLite file of runs."""
+        return self.state / "journal.db"
+
+    @property
+    def store(self) -> Path:
+        """The folder of the local artifact store."""
+        return self.state / "store"
+
+    @property
+    def targets(self) -> Path:
+        """What belongs to targets on this machine, a folder each."""
+        return self.state / "targets"
+
+    @property
+    def work(self) -> Path:
+        """Work directories of running stages."""
+        return self.state / "work"
+
+    def create(self) -> None:
+        """Make the state folder, with a .gitignore so that it is never committed."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        ignore = self.state / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")

@@ -1,0 +1,94 @@
+"""Secrets: resolved in the moment that they are needed, and taken out of everything that is shown or stored."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from shipctl.errors import SpecError
+
+if TYPE_CHECKING:
+    from shipctl.spec import LoadedSpec
+
+MASK = "***"
+MIN_LENGTH = 4
+"""Shorter values would mask half of every text; a secret like that protects nothing."""
+_COMMAND_TIMEOUT = 60
+
+
+class Secrets(Mapping[str, str]):
+    """The spec's secrets by name. A value is fetched when it is first asked for."""
+
+    def __init__(self, loaded: LoadedSpec) -> None:
+        self._loaded = loaded
+        self._values: dict[str, str] = {}
+        self._masks: list[str] = []
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._loaded.spec.secrets:
+            raise KeyError(name)
+        if name not in self._values:
+            value = self._fetch(name)
+            if len(value) < MIN_LENGTH:
+                message = f"secret {name!r} is shorter than {MIN_LENGTH} characters; such a value cannot be kept out of logs"
+                raise SpecError(message)
+            self._values[name] = value
+            self._masks = sorted({form for item in self._values.values() for form in _forms(item)}, key=len, reverse=True)
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded.spec.secrets)
+
+    def __len__(self) -> int:
+        return len(self._loaded.spec.secrets)
+
+    def _fetch(self, name: str) -> str:
+        source = self._loaded.spec.secrets[name]
+        where = self._loaded.locate(("secrets", name))
+        if source.env is not None:
+            if source.env not in os.environ:
+                message = f"{where}: secret {name!r} is not set; export {source.env}"
+                raise SpecError(message)
+            return os.environ[source.env]
+        if source.file is not None:
+            try:
+                return (self._loaded.root / Path(source.file).expanduser()).read_text(encoding="utf-8").strip("\n")
+            except (OSError, UnicodeDecodeError) as exc:
+                message = f"{where}: secret {name!r} cannot be read from {source.file}: {type(exc).__name__}"
+                raise SpecError(message) from None
+        command = list(source.command or ())
+        try:
+            done = subprocess.run(  # noqa: S603  (the spec's own command, without a shell)
+                command, cwd=self._loaded.root, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            message = f"{where}: secret {name!r}: `{shlex.join(command)}` failed ({type(exc).__name__})"
+            raise SpecError(message) from None
+        return done.stdout.rstrip("\n")
+
+    def redact(self, text: str) -> str:
+        """Return the text with every known secret, plain or encoded, replaced by ***."""
+        for form in self._masks:
+            text = text.replace(form, MASK)
+        return text
+
+    def forbidden(self) -> dict[bytes, str]:
+        """Return the byte strings that no stored file may contain, and whose they are."""
+        return {form.encode(): name for name, value in self._values.items() for form in _forms(value)}
+
+
+def _forms(value: str) -> set[str]:
+    """Return the ways in which a secret shows: as it is, each long line of it, URL-quoted, base64 at any alignment."""
+    raw = value.encode()
+    forms = {value, quote(value, safe=""), repr(value)[1:-1]}
+    forms |= {line for line in value.splitlines() if len(line) >= MIN_LENGTH * 2}
+    for shift in range(3):
+        encoded = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
+        forms.add(encoded[(shift * 8 + 5) // 6 : len(encoded) - (1 if (len(raw) + shift) % 3 else 0)])
+    return {form for form in forms if len(form) >= MIN_LENGTH}

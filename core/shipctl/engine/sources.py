@@ -1,0 +1,156 @@
+"""What the spec itself brings into the pipeline: its model and its data, as artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shipctl.engine.closure import script_closure
+from shipctl.engine.filecache import FileCache
+from shipctl.records import digest_of
+from shipctl.signature import Signature
+from shipctl.stages.artifacts import Artifact, Dataset, FileEntry, OnnxModel, TorchModel
+
+if TYPE_CHECKING:
+    from shipctl.spec import LoadedSpec, Problems
+
+SUPPORTED = "a Python file with a builder (models/net.py:build) or an .onnx file"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An artifact whose files still lie in the project."""
+
+    artifact: Artifact
+    places: Mapping[str, Path]
+    """Path in the artifact to the file on this machine."""
+
+
+def find_sources(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> dict[str, Source]:
+    """Return `model` and every `data.<name>`; what is not there is added to ``problems``."""
+    found: dict[str, Source] = {}
+    model = loaded.spec.model
+    if model is not None:
+        source = _model(loaded, cache, problems)
+        if source is not None:
+            found["model"] = source
+    for name, data in loaded.spec.data.items():
+        path = loaded.root / data.uri
+        if not _is_file(path, ("data", name, "uri"), data.uri, problems):
+            continue
+        if path.suffix != ".npz":
+            problems.add(("data", name, "uri"), f"cannot read {data.uri!r} as data; write an .npz file with named arrays")
+            continue
+        files, places = _entries({path.name: path}, cache)
+        found[f"data.{name}"] = Source(Dataset(files=files, role=name), places)
+    return found
+
+
+def _model(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> Source | None:
+    model = loaded.spec.model
+    assert model is not None  # noqa: S101  (the caller asked)
+    signature = model.signature
+    if signature is None:
+        problems.add(("model",), "the model needs `inputs` and `outputs`: name, dtype and shape of each tensor")
+        return None
+    file, _, function = model.uri.partition(":")
+    path = loaded.root / file
+    extra = _extra_files(loaded, problems)
+    if path.suffix == ".onnx" and not function:
+        if not _is_file(path, ("model", "uri"), model.uri, problems):
+            return None
+        files, places = _entries({"model.onnx": path, **extra}, cache)
+        return Source(OnnxModel(files=files, signature=signature), places)
+    if path.suffix != ".py" or not function.isidentifier():
+        problems.add(("model", "uri"), f"cannot ship {model.uri!r}; write {SUPPORTED}")
+        return None
+    if not _is_file(path, ("model", "uri"), file, problems):
+        return None
+    return _torch_model(loaded, path, function, extra, signature, cache, problems)
+
+
+def _torch_model(
+    loaded: LoadedSpec,
+    path: Path,
+    function: str,
+    extra: Mapping[str, Path],
+    signature: Signature,
+    cache: FileCache,
+    problems: Problems,
+) -> Source | None:
+    model = loaded.spec.model
+    assert model is not None  # noqa: S101  (the caller asked)
+    base = loaded.root if path.resolve().is_relative_to(loaded.root.resolve()) else path.parent
+    own, elsewhere = script_closure(path, (path.parent, loaded.root), cache)
+    named = {_name(item, base): item for item in own} | dict(extra)
+    weights = None
+    if model.weights is not None:
+        place = loaded.root / model.weights
+        if not _is_file(place, ("model", "weights"), model.weights, problems):
+            return None
+        if place.suffix != ".safetensors":
+            problems.add(("model", "weights"), f"cannot load {model.weights!r} safely; save the state dict as .safetensors")
+            return None
+        weights = _name(place, base)
+        named[weights] = place
+    files, places = _entries(named, cache)
+    artifact = TorchModel(
+        files=files,
+        builder=f"{_name(path, base)}:{function}",
+        weights=weights,
+        modules=digest_of(elsewhere) if elsewhere else "",
+        signature=signature,
+    )
+    return Source(artifact, places)
+
+
+def _extra_files(loaded: LoadedSpec, problems: Problems) -> dict[str, Path]:
+    model = loaded.spec.model
+    named: dict[str, Path] = {}
+    for index, pattern in enumerate(model.files if model is not None else ()):
+        hits = [path for path in sorted(loaded.root.glob(pattern)) if path.is_file()]
+        if not hits:
+            problems.add(("model", "files", index), f"{pattern!r} matches no file below {loaded.root}")
+        named.update({path.relative_to(loaded.root).as_posix(): path for path in hits})
+    return named
+
+
+def _name(path: Path, base: Path) -> str:
+    try:
+        return path.resolve().relative_to(base.resolve()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _is_file(path: Path, keys: tuple[str | int, ...], shown: str, problems: Problems) -> bool:
+    if path.is_file():
+        return True
+    what = "is a folder" if path.is_dir() else "does not exist"
+    problems.add(keys, f"{shown!r} {what}; paths are relative to the spec's folder")
+    return False
+
+
+def _entries(named: Mapping[str, Path], cache: FileCache) -> tuple[tuple[FileEntry, ...], dict[str, Path]]:
+    entries = [
+        FileEntry(path=name, sha256=cache.digest(place), size=place.stat().st_size) for name, place in sorted(named.items())
+    ]
+    return tuple(entries), dict(named)
+
+
+def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
+    """Return the spec's slo, budget and data settings, flat and in base units."""
+    spec = loaded.spec
+    slo: dict[str, float] = {}
+    for name, value in spec.slo:
+        if name == "latency":
+            slo.update({f"latency.{key}": float(bound) for key, bound in value if bound is not None})
+        elif value is not None:
+            slo[name] = float(value)
+    budget = {name: float(value) for name, value in spec.budget if value is not None}
+    data = {
+        name: {key: float(value) if isinstance(value, float) else value for key, value in item if key != "uri" and value is not None}
+        for name, item in spec.data.items()
+    }
+    return {"slo": slo, "budget": budget, "data": data}

@@ -1,0 +1,258 @@
+"""How far a pipeline has come: what each node made, and what that means for the nodes after it.
+
+Planning and running walk the same way: a node whose inputs are all known gets a fingerprint, the store
+says whether that has been made before, and the stage judges what was measured, anew each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from shipctl.engine.fingerprint import Components, fingerprint
+from shipctl.engine.graph import Node, Origin
+from shipctl.engine.pipeline import Pipeline, when
+from shipctl.engine.ports import output_ports
+from shipctl.errors import ShipctlError
+from shipctl.stages.artifacts import Artifact, Report
+from shipctl.stages.base import Stage, StageOptions, StageOutputs
+from shipctl.stages.context import JudgeContext
+from shipctl.stages.events import Status
+from shipctl.stages.verdicts import Outcome, Verdict, worst
+from shipctl.store.local import Result
+
+GOOD: frozenset[Status] = frozenset({"done", "cached", "in-place"})
+_SAID: dict[Status, str] = {
+    "failed": "failed",
+    "rejected": "was rejected",
+    "blocked": "is blocked",
+    "waiting": "waits",
+    "interrupted": "was interrupted",
+    "skipped": "was skipped",
+}
+BAD: frozenset[Status] = frozenset({"failed", "rejected", "blocked", "waiting", "interrupted"})
+
+
+@dataclass
+class NodeEnd:
+    """How a node ended."""
+
+    status: Status
+    message: str = ""
+    outputs: dict[str, Artifact] = field(default_factory=dict)
+    fingerprint: str | None = None
+    components: Components | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    seconds: float = 0.0
+    peak_memory: int | None = None
+    exit_code: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of all its reports."""
+        return {key: value for item in self.outputs.values() if isinstance(item, Report) for key, value in item.metrics.items()}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A node with all its inputs."""
+
+    inputs: dict[str, tuple[Artifact, ...]]
+    origins: dict[str, tuple[Origin, ...]]
+    """Of the inputs that survived, in the same order."""
+
+
+class Walk:
+    """The ends of nodes so far, and what follows from them."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.ends: dict[str, NodeEnd] = {}
+
+    # -- inputs --------------------------------------------------------------------------------------------
+
+    def artifact(self, origin: Origin) -> Artifact | None:
+        """Return the artifact of an origin, if it has been made."""
+        if not origin.node:
+            return self.pipeline.sources[origin.port].artifact
+        end = self.ends.get(origin.node)
+        return end.outputs.get(origin.port) if end is not None and end.status in GOOD else None
+
+    def ready(self, node: Node) -> Ready | NodeEnd | None:
+        """Return the inputs of a node; or its end, if it cannot run; or None, if something is still to come."""
+        if any(need not in self.ends for need in node.needs):
+            return None
+        lists = {name for name, bound in node.bindings.items() if self._is_list(node, name)}
+        single = [origin for name, bound in node.bindings.items() if name not in lists for origin in bound]
+        droppable = self._feeding(node, [o for name in lists for o in node.bindings[name]]) - self._feeding(node, single)
+        gates = {need for need in node.needs if self._is_gate(node, need)}
+        for need in node.needs:
+            if need in droppable or need in gates:
+                continue
+            stop = self._stop(need)
+            if stop is not None:
+                return stop
+        inputs: dict[str, tuple[Artifact, ...]] = {}
+        origins: dict[str, tuple[Origin, ...]] = {}
+        for name, bound in node.bindings.items():
+            alive = [origin for origin in bound if name not in lists or self._survives(node, origin)]
+            found = [item for item in (self.artifact(origin) for origin in alive) if item is not None]
+            if bound and not found:
+                why = "; ".join(f"{o}: {self.ends[o.node].message or self.ends[o.node].status}" for o in bound if o.node)
+                return NodeEnd("failed", f"no candidate is left for input {name!r} ({why})", exit_code=4)
+            inputs[name] = tuple(found)
+            origins[name] = tuple(alive)
+        if node.is_release:
+            blocked = self._gate_problem(node, origins)
+            if blocked is not None:
+                return blocked
+        return Ready(inputs, origins)
+
+    def _stop(self, need: str) -> NodeEnd | None:
+        end = self.ends[need]
+        if end.status == "skipped":
+            return NodeEnd("skipped", f"{need} was skipped")
+        if end.status in BAD:
+            return NodeEnd("blocked", f"{need} {_SAID[end.status]}")
+        return None
+
+    def _is_list(self, node: Node, port: str) -> bool:
+        from shipctl.engine.ports import input_ports  # noqa: PLC0415
+
+        return input_ports(node.cls)[port].many
+
+    def _feeding(self, node: Node, origins: Sequence[Origin]) -> set[str]:
+        """Return the needs that make these origins or look at them."""
+        makers = {origin.node for origin in origins if origin.node}
+        checks = {need for need in node.needs if self.pipeline.graph.nodes[need].subject in origins}
+        return makers | checks
+
+    def _is_gate(self, node: Node, need: str) -> bool:
+        """Whether a release waits for this need only as for a gate: which ones count depends on what was selected."""
+        feeds = {origin.node for bound in node.bindings.values() for origin in bound}
+        return node.is_release and need not in feeds and self.pipeline.graph.nodes[need].subject is not None
+
+    def _survives(self, node: Node, origin: Origin) -> bool:
+        checks = [need for need in node.needs if self.pipeline.graph.nodes[need].subject == origin]
+        return all(self.ends[need].status not in BAD for need in checks)
+
+    # -- gates ---------------------------------------------------------------------------------------------
+
+    def _gate_problem(self, node: Node, origins: Mapping[str, Sequence[Origin]]) -> NodeEnd | None:
+        lineage = self.lineage([origin for bound in origins.values() for origin in bound])
+        for check in self.pipeline.graph.nodes.values():
+            if check.subject not in lineage or check.subject is None:
+                continue
+            end = self.ends.get(check.id)
+            if end is None or end.status not in GOOD:
+                state = "has not run" if end is None else _SAID[end.status]
+                return NodeEnd("blocked", f"gate {check.id} {state}; a release needs every gate on what it ships to pass", exit_code=4)
+        return None
+
+    def lineage(self, origins: Sequence[Origin]) -> set[Origin]:
+        """Return these origins and what they were really made from: behind a selection only the one selected."""
+        found: set[Origin] = set()
+        waiting = list(origins)
+        while waiting:
+            origin = waiting.pop()
+            if origin in found:
+                continue
+            found.add(origin)
+            if not origin.node:
+                continue
+            bound = [item for ports in self.pipeline.graph.nodes[origin.node].bindings.values() for item in ports]
+            made = self.artifact(origin)
+            same = [item for item in bound if made is not None and self._same(item, made)]
+            waiting.extend(same or bound)
+        return found
+
+    def _same(self, origin: Origin, artifact: Artifact) -> bool:
+        other = self.artifact(origin)
+        return other is not None and other.digest == artifact.digest
+
+    # -- what is known of a node before it runs --------------------------------------------------------------
+
+    def stages_scope(self) -> dict[str, Any]:
+        """Return `stages` for expressions: metrics and output digests of what has ended, by stage id."""
+        scope: dict[str, Any] = {}
+        for name, end in self.ends.items():
+            node = self.pipeline.graph.nodes[name]
+            if not node.variant:
+                scope[node.spec.id] = {
+                    "outputs": {key: item.digest for key, item in end.outputs.items()},
+                    "metrics": _nested(end.metrics),
+                    "status": end.status,
+                }
+        return scope
+
+    def condition(self, node: Node, *, planning: bool = False) -> bool | None:
+        """Return whether `when` lets the node run; None while that is not known."""
+        if isinstance(node.spec.when, bool):
+            return node.spec.when
+        return when(self.pipeline, node, None if planning else self.stages_scope())
+
+    def components(self, node: Node, ready: Ready) -> Components:
+        """Return the components of a node whose inputs are known."""
+        digests = {name: [item.digest for item in items] for name, items in ready.inputs.items()}
+        return self.pipeline.components(node, digests, self.stages_scope() if self.pipeline.options[node.id].later else {})
+
+    def cached(self, node: Node, parts: Components) -> tuple[Result, dict[str, Artifact]] | None:
+        """Return a result of the store that is valid and whole (by size), with its outputs."""
+        assert issubclass(node.cls, Stage)  # noqa: S101  (releases are not cached)
+        store = self.pipeline.store
+        result = store.load_result(fingerprint(parts))
+        if result is None:
+            return None
+        if node.cls.max_age is not None and time.time() - result.created > node.cls.max_age:
+            return None
+        outputs = read_outputs(self.pipeline, node, result)
+        if not all(store.has_files(item.files) for name, item in outputs.items() if name not in result.passed):
+            return None
+        return result, outputs
+
+    def judge(self, node: Node, options: StageOptions, outputs: Mapping[str, Artifact], ready: Ready) -> tuple[Verdict, ...]:
+        """Ask the stage what it says to its outputs. A stage that raises here gives an ERROR verdict."""
+        assert issubclass(node.cls, Stage)  # noqa: S101  (releases judge in their steps)
+        subject = ready.inputs[node.cls.subject][0].digest if node.cls.subject is not None else None
+        context = JudgeContext(objectives=self.pipeline.objectives, subject=subject)
+        try:
+            made = node.cls.outputs_model.model_construct(**outputs)
+            verdicts = tuple(node.cls(options).judge(cast("StageOutputs", made), context))
+        except ShipctlError as exc:
+            return (Verdict(gate=node.spec.uses, outcome=Outcome.FAIL, message=str(exc), subject=subject),)
+        except Exception as exc:  # a gate that crashes is an error, never a pass
+            message = f"judging crashed with {type(exc).__name__}: {exc}"
+            return (Verdict(gate=node.spec.uses, outcome=Outcome.ERROR, message=message, subject=subject),)
+        return verdicts
+
+
+def read_outputs(pipeline: Pipeline, node: Node, result: Result) -> dict[str, Artifact]:
+    """Return the outputs that a result of the store names, as the node's declared artifact classes.
+
+    :raises StoreError: if the store holds another kind
+    """
+    ports = output_ports(node.cls)
+    return {name: pipeline.store.artifact(ports[name].kinds[0], manifest) for name, manifest in result.outputs.items() if name in ports}
+
+
+def verdict_end(verdicts: Sequence[Verdict]) -> str | None:
+    """Return what the gates object to, or None if all passed."""
+    if worst(verdict.outcome for verdict in verdicts) is Outcome.PASS:
+        return None
+    bad = [verdict for verdict in verdicts if verdict.outcome is not Outcome.PASS]
+    return "; ".join(f"{verdict.gate}: {verdict.message} ({verdict.outcome})" for verdict in bad)
+
+
+def _nested(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Turn `latency.p95` into {"latency": {"p95": …}} so that an expression can say it with dots."""
+    tree: dict[str, Any] = {}
+    for name, value in metrics.items():
+        *path, last = name.split(".")
+        here = tree
+        for key in path:
+            inner = here.setdefault(key, {})
+            here = inner if isinstance(inner, dict) else {}
+        here[last] = value
+    return tree

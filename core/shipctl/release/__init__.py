@@ -1,0 +1,1 @@
+"""What is known about releases: their records, which live with the target."""

@@ -1,0 +1,110 @@
+"""Release records: what was released where, when and how it went. They live with the target.
+
+One JSON file per pipeline and stage, replaced atomically; every write says which version of the file it
+was made from, so that of two writers one is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from shipctl.errors import StoreError
+from shipctl.records import Record
+from shipctl.stages.base import Phase
+from shipctl.store.files import write_atomic
+
+KEEP = 200
+"""Finished records that a file keeps; older ones are in the journal."""
+
+
+class ReleaseRecord(Record):
+    """One release of one revision, or one rollback to it."""
+
+    number: int = Field(ge=1, description="Counts the releases of this pipeline's stage on this target.")
+    revision: str = Field(description="Digest of inputs and options.")
+    version: str = Field(description="Semantic version of the spec that it was made from.")
+    intent: Literal["apply", "rollback"] = Field(description="Whether it was applied or gone back to.")
+    run: str = Field(description="The run that began it.")
+    user: str = Field(description="Who began it.")
+    phase: Phase = Field(description="Where it stands.")
+    message: str = Field(default="", description="What the last step said.")
+    state: dict[str, Any] = Field(default_factory=dict, description="What the stage remembers.")
+    inputs: dict[str, list[dict[str, Any]]] = Field(default_factory=dict, description="Manifests of the inputs, by name.")
+    started: float = Field(description="Seconds since the epoch.")
+    updated: float = Field(description="Seconds since the epoch.")
+    rolled_back: bool = Field(default=False, description="Whether it was left by a rollback after it was done.")
+
+
+class Records(Record):
+    """All records of one pipeline's stage on one target, oldest first."""
+
+    records: tuple[ReleaseRecord, ...] = Field(default=(), description="Oldest first.")
+
+    @property
+    def latest(self) -> ReleaseRecord | None:
+        """The last one begun."""
+        return self.records[-1] if self.records else None
+
+    @property
+    def stable(self) -> ReleaseRecord | None:
+        """What serves: the last one that was done and not rolled back."""
+        return next((item for item in reversed(self.records) if item.phase is Phase.DONE and not item.rolled_back), None)
+
+    def was_rolled_back(self, revision: str) -> ReleaseRecord | None:
+        """Return the last record of a revision if that ended in a rollback."""
+        last = next((item for item in reversed(self.records) if item.revision == revision), None)
+        return last if last is not None and (last.rolled_back or last.phase is Phase.ROLLED_BACK) else None
+
+    def way_back(self) -> list[ReleaseRecord]:
+        """Return the revisions that a rollback may go to, the nearest first: done once, never rolled back, not serving."""
+        stable = self.stable
+        bad = {item.revision for item in self.records if item.rolled_back or item.phase is Phase.ROLLED_BACK}
+        bad |= {stable.revision} if stable is not None else set()
+        found: dict[str, ReleaseRecord] = {}
+        for item in reversed(self.records):
+            if item.phase is Phase.DONE and item.revision not in bad:
+                found.setdefault(item.revision, item)
+        return list(found.values())
+
+    def put(self, record: ReleaseRecord) -> Records:
+        """Return the records with one added or replaced by its number."""
+        others = [item for item in self.records if item.number != record.number]
+        return Records(records=tuple(sorted([*others, record], key=lambda item: item.number))[-KEEP:])
+
+
+class FileRecords:
+    """Records in a file below the target's folder."""
+
+    def __init__(self, folder: Path, pipeline: str, stage: str) -> None:
+        self._path = folder / "releases" / pipeline / f"{stage}.json"
+
+    def load(self) -> tuple[Records, str]:
+        """Return the records and an etag for :meth:`save`.
+
+        :raises StoreError: if the file is damaged
+        """
+        try:
+            body = self._path.read_bytes()
+        except FileNotFoundError:
+            return Records(), ""
+        try:
+            return Records.model_validate_json(body), hashlib.sha256(body).hexdigest()
+        except ValidationError as exc:
+            message = f"{self._path} is damaged ({exc.error_count()} errors); restore it, or move it away to release anew"
+            raise StoreError(message) from exc
+
+    def save(self, records: Records, etag: str) -> str:
+        """Replace the records that were loaded with ``etag`` and return the new etag.
+
+        :raises StoreError: if somebody else has written meanwhile
+        """
+        if self.load()[1] != etag:
+            message = f"{self._path} was changed by another run; look with `shipctl status` and run the same command again"
+            raise StoreError(message)
+        body = records.model_dump_json(indent=1).encode()
+        write_atomic(self._path, body)
+        return hashlib.sha256(body).hexdigest()

@@ -1,0 +1,1 @@
+"""What a plugin author sees: base classes, artifacts, contexts, verdicts, events and hooks."""

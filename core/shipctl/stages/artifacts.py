@@ -1,0 +1,152 @@
+"""Artifacts: the immutable, content-addressed things that stages hand to each other.
+
+An artifact is a frozen record: a kind, the files it consists of, and what the next stage must know about
+them. Two artifacts with equal content have equal digests wherever they were made: neither paths nor times
+are part of it. A stage makes one with :meth:`Artifact.at`; the engine then reads the files, stores them by
+digest, and hands the next stage a copy whose :attr:`Artifact.root` is a read-only view of the same files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, PrivateAttr
+
+from shipctl.records import Record, digest_of
+from shipctl.signature import Signature
+
+
+class FileEntry(Record):
+    """One file of an artifact."""
+
+    path: str = Field(description="Where the file stands in the artifact, with forward slashes.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the bytes, hexadecimal.")
+    size: int = Field(ge=0, description="Length in bytes.")
+
+
+class Artifact(Record):
+    """Base of all artifacts. A plugin may derive kinds of its own; ``kind`` names them in manifests."""
+
+    kind: ClassVar[str] = "artifact"
+
+    files: tuple[FileEntry, ...] = Field(default=(), description="The files, in order of their paths.")
+
+    _root: Path | None = PrivateAttr(default=None)
+
+    @classmethod
+    def at(cls, root: Path, **fields: Any) -> Self:
+        """Return an artifact of what lies at ``root``: one file, or a folder with everything below it.
+
+        ``root`` has to be in the stage's work directory when ``run`` returns; the engine fills ``files``.
+        """
+        return cls(**fields).located(root)
+
+    def located(self, root: Path) -> Self:
+        """Return the same artifact, whose files lie at ``root``."""
+        twin = self.model_copy()
+        twin._root = root  # noqa: SLF001  (our own private attribute, on a copy)
+        return twin
+
+    @property
+    def root(self) -> Path:
+        """Where the files are on this machine: the file itself for one made of a file, else the folder.
+
+        :raises RuntimeError: if the artifact was not handed to a stage (a bug of the caller)
+        """
+        if self._root is None:
+            message = f"this {self.kind} has no files on this machine"
+            raise RuntimeError(message)
+        return self._root
+
+    @property
+    def path(self) -> Path:
+        """The artifact's only file.
+
+        :raises RuntimeError: if it has not exactly one
+        """
+        if self.root.is_file():
+            return self.root
+        if len(self.files) != 1:
+            message = f"this {self.kind} has {len(self.files)} files; take them from `root`"
+            raise RuntimeError(message)
+        return self.root / self.files[0].path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of kind, fields and files: the artifact's identity, the same on every machine."""
+        return digest_of(self.manifest())
+
+    @property
+    def size(self) -> int:
+        """Bytes in all files together."""
+        return sum(entry.size for entry in self.files)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the JSON form that the digest is computed from and the store keeps."""
+        return {"kind": self.kind, **json.loads(self.model_dump_json())}
+
+
+class TorchModel(Artifact):
+    """A PyTorch model in source form: a builder function in a Python file and, mostly, its weights."""
+
+    kind: ClassVar[str] = "torch-model"
+
+    builder: str = Field(description="`path/in/the/artifact.py:function`, which returns the torch.nn.Module.")
+    weights: str | None = Field(default=None, description="The safetensors file of the artifact, if there is one.")
+    modules: str = Field(
+        default="", description="Digest of the user's own installed packages that the builder imports besides."
+    )
+    signature: Signature = Field(description="The inputs and outputs that the spec promises.")
+
+
+class OnnxModel(Artifact):
+    """An ONNX model: `model.onnx`, with external data files beside it where there are some."""
+
+    kind: ClassVar[str] = "onnx-model"
+
+    signature: Signature = Field(description="Inputs and outputs of the graph.")
+    opset: int | None = Field(
+        default=None, description="Version of the default operator set; None for a model that the spec brings."
+    )
+    precision: str = Field(default="fp32", description="What most of its arithmetic is done in: fp32, fp16, int8, …")
+    derived_from: str | None = Field(default=None, description="Digest of the model it was made from.")
+
+    @property
+    def path(self) -> Path:
+        """The graph's file: the only one, or `model.onnx` where external data lies beside it."""
+        return super().path if self.root.is_file() or len(self.files) == 1 else self.root / "model.onnx"
+
+
+class Dataset(Artifact):
+    """Named arrays in one .npz file; all have the samples in their first dimension."""
+
+    kind: ClassVar[str] = "dataset"
+
+    role: str = Field(description="Its name below `data:` in the spec: calibration, evaluation, golden, …")
+
+
+class Report(Artifact):
+    """What a stage measured about a subject. Bounds are not in it: verdicts are made from it anew each time."""
+
+    kind: ClassVar[str] = "report"
+
+    subject: str = Field(description="Digest of the artifact that was measured.")
+    title: str = Field(description="What was measured, for a heading.")
+    metrics: dict[str, float] = Field(
+        default_factory=dict,
+        description="Named numbers in base units (seconds, bytes, fractions, per second), such as latency.p95.",
+    )
+    details: dict[str, Any] = Field(default_factory=dict, description="JSON for the report page: tables and series.")
+
+
+class TritonRepository(Artifact):
+    """A Triton model repository for one model: `<model>/config.pbtxt` and `<model>/<version>/…`."""
+
+    kind: ClassVar[str] = "triton-repository"
+
+    model: str = Field(description="The model's name, which is its folder's.")
+    signature: Signature = Field(description="Inputs and outputs, the batch dimension included.")
+    max_batch_size: int = Field(ge=0, description="As in config.pbtxt; 0 means that Triton does not batch.")
+    source: str = Field(description="Digest of the model inside.")

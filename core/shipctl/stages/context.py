@@ -1,0 +1,103 @@
+"""What a stage may know of the run around it: at plan time, while it runs, when its results are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """The spec's numbers that gates and objectives refer to, in base units (seconds, fractions, per second).
+
+    ``slo`` and ``budget`` are flat: ``{"latency.p95": 0.1, "error_rate": 0.01}``. ``data`` holds, per name
+    below ``data:``, what the spec says about it beside the file: ``{"evaluation": {"metric": "accuracy",
+    "min": 0.97}}``.
+    """
+
+    slo: Mapping[str, float] = field(default_factory=dict)
+    budget: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Where an input comes from, known before anything has run."""
+
+    node: str
+    """The stage's id with its matrix variant, or `model` / `data.<name>` for what the spec itself brings."""
+    uses: str
+    """The stage's name, empty for what the spec brings."""
+    metrics: tuple[str, ...] = ()
+    """Names (`latency.*`) of the metrics that its reports will carry."""
+
+
+@dataclass(frozen=True)
+class CheckContext:
+    """Given to ``check()`` at plan time. Nothing has run; nothing may be changed."""
+
+    project: Path
+    pipeline: str
+    inputs: Mapping[str, tuple[Upstream, ...]] = field(default_factory=dict)
+    objectives: Objectives = field(default_factory=Objectives)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Given to ``run()``, mostly in a worker process."""
+
+    workdir: Path
+    """An empty folder of this stage's own; files that it returns have to be below it."""
+    seed: int = 0
+    threads: int = 1
+    """How many CPU threads the stage may keep busy (`resources.cpu`)."""
+    objectives: Objectives = field(default_factory=Objectives)
+    """Filled only for what the stage declares in ``reads``, since it then counts in the fingerprint."""
+    log: Callable[[str], None] = print
+    """Write one line to the run's log, under the stage's name, with secrets taken out."""
+
+    def templates(self, owner: str) -> Environment:
+        """Return a strict Jinja2 environment over the template folder ``owner``; stages declare it in ``templates``."""
+        from shipctl.templates import environment  # noqa: PLC0415  (jinja2 only for stages that render)
+
+        return environment(owner)
+
+
+@dataclass(frozen=True)
+class JudgeContext:
+    """Given to ``judge()`` after every run and for every cached result: bounds may have moved meanwhile."""
+
+    objectives: Objectives = field(default_factory=Objectives)
+    subject: str | None = None
+    """Digest of the subject, for a check."""
+
+
+@dataclass(frozen=True)
+class ReleaseContext:
+    """Given to a release stage, which runs in shipctl's own process and must not load a framework."""
+
+    project: Path
+    """The folder with `.shipctl`."""
+    target_dir: Path
+    """`.shipctl/targets/<target>`: what belongs to a target on this machine lives here."""
+    pipeline: str
+    """`metadata.name`."""
+    version: str
+    """`metadata.version`, a semantic version."""
+    stage: str
+    """The stage's id."""
+    revision: str
+    """SHA-256 of inputs and options: what is being released. Empty where nothing is (status, down)."""
+    run: str
+    """The run's id, for records."""
+    intent: Literal["apply", "rollback"] = "apply"
+    """A rollback releases an earlier revision again: what was proven then needs no second preflight."""
+    objectives: Objectives = field(default_factory=Objectives)
+    log: Callable[[str], None] = print
+    now: Callable[[], float] = field(default=lambda: __import__("time").time())
+    """The time in seconds since the epoch; tests replace it."""

@@ -1,0 +1,68 @@
+"""Small steps on files that every durable write of shipctl is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CHUNK = 1 << 20
+
+
+def hash_file(path: Path, forbidden: Sequence[bytes] = ()) -> tuple[str, int, bytes | None]:
+    """Return SHA-256 (hex), size in bytes, and the first of ``forbidden`` byte strings that the file contains.
+
+    Reads the file once, in pieces of 1 MiB.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    found: bytes | None = None
+    overlap = max((len(item) for item in forbidden), default=1) - 1
+    tail = b""
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            if forbidden:
+                window = tail + chunk
+                found = found or next((item for item in forbidden if item in window), None)
+                tail = window[-overlap:] if overlap else b""
+    return digest.hexdigest(), size, found
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file, or the entries of a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace ``path`` by ``data`` so that a reader sees the old or the new bytes, whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(path) as twin:
+        with twin.open("wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        twin.replace(path)
+    if durable:
+        sync_file(path.parent)
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield the name of a new, empty file in the same folder; it is removed unless it was moved away."""
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    twin = Path(name)
+    try:
+        yield twin
+    finally:
+        twin.unlink(missing_ok=True)

@@ -1,0 +1,211 @@
+"""The local store: files by SHA-256, and results (fingerprint to outputs) that point at them.
+
+    blobs/ab/<sha256>        the bytes of one file, read-only
+    results/ab/<fingerprint> what a stage made, behind a checksum of its own
+
+Blobs are synced before the result that names them is linked into place, so a result that exists is whole,
+and the first result for a fingerprint wins. Bytes that are about to be used are always hashed; size alone
+serves planning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from shipctl.errors import CorruptArtifactError, StageError, StoreError
+from shipctl.records import Record
+from shipctl.stages.artifacts import Artifact, FileEntry
+from shipctl.store.files import hash_file, sync_file, temporary_beside
+
+ArtifactT = TypeVar("ArtifactT", bound=Artifact)
+
+
+class Result(Record):
+    """What one run of a transform stage made."""
+
+    fingerprint: str = Field(description="Fingerprint of the stage with its inputs.")
+    uses: str = Field(description="The stage plugin's name.")
+    outputs: dict[str, dict[str, Any]] = Field(description="Output name to artifact manifest.")
+    passed: dict[str, str] = Field(default_factory=dict, description="Outputs that are an input, unchanged: name to digest.")
+    created: float = Field(description="Seconds since the epoch.")
+    seconds: float = Field(description="Wall time of the run.")
+    peak_memory: int | None = Field(default=None, description="Highest resident memory, in bytes.")
+
+
+class LocalStore:
+    """A content-addressed store in one folder. Safe for several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "blobs"
+        self._results = root / "results"
+
+    # -- bytes ---------------------------------------------------------------------------------------------
+
+    def blob(self, sha256: str) -> Path:
+        """Return where the bytes of that digest are, or would be."""
+        return self._blobs / sha256[:2] / sha256
+
+    def has_files(self, files: Sequence[FileEntry]) -> bool:
+        """Whether all files are there with the right size. For planning only: no byte is read."""
+        for entry in files:
+            try:
+                if os.stat(self.blob(entry.sha256)).st_size != entry.size:  # noqa: PTH116  (called once per file of a plan)
+                    return False
+            except OSError:
+                return False
+        return True
+
+    def put(self, source: Path, *, sha256: str, move: bool = False) -> None:
+        """Store the file ``source``, whose digest the caller has just computed; ``move`` takes the file itself.
+
+        :raises StoreError: if the bytes changed while they were copied
+        """
+        blob = self.blob(sha256)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if move:
+            source.chmod(0o444)
+            sync_file(source)
+            source.replace(blob)
+        else:
+            with temporary_beside(blob) as twin:
+                shutil.copyfile(source, twin)
+                if hash_file(twin)[0] != sha256:
+                    message = f"{source} changed while it was read; run the same command again"
+                    raise StoreError(message)
+                twin.chmod(0o444)
+                sync_file(twin)
+                twin.replace(blob)
+        sync_file(blob.parent)
+
+    def verify(self, entry: FileEntry) -> Path:
+        """Read a file of the store and return its path.
+
+        :raises CorruptArtifactError: if it is missing or one bit of it is wrong
+        """
+        blob = self.blob(entry.sha256)
+        try:
+            digest = hash_file(blob)[0]
+        except FileNotFoundError:
+            message = f"{entry.path} ({entry.sha256[:12]}) is missing from the store"
+            raise CorruptArtifactError(message, entry.sha256) from None
+        if digest != entry.sha256:
+            message = f"{entry.path} in the store is damaged: it should have SHA-256 {entry.sha256[:12]}… and has {digest[:12]}…"
+            raise CorruptArtifactError(message, entry.sha256)
+        return blob
+
+    # -- artifacts -----------------------------------------------------------------------------------------
+
+    def view(self, artifact: ArtifactT, folder: Path) -> ArtifactT:
+        """Lay out the artifact's files below ``folder`` (links where possible) after verifying every byte.
+
+        :raises CorruptArtifactError: if a file is not what its digest says
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in artifact.files:
+            blob = self.verify(entry)
+            place = folder / entry.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            try:
+                os.link(blob, place)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(blob, place)
+        return artifact.located(folder)
+
+    def publish(self, artifact: ArtifactT, workdir: Path, forbidden: Mapping[bytes, str] | None = None) -> ArtifactT:
+        """Take the files of a new artifact out of ``workdir`` into the store and return it with its ``files``.
+
+        ``forbidden`` maps byte strings that must not be stored (secrets) to their names.
+
+        :raises StageError: for files elsewhere, links, or a forbidden content
+        """
+        root = artifact.root
+        if not root.exists():
+            message = f"output of kind {artifact.kind} names {root.name}, which the stage did not write"
+            raise StageError(message)
+        if not root.resolve().is_relative_to(workdir.resolve()):
+            message = f"output of kind {artifact.kind} lies at {root}, outside the stage's work directory"
+            raise StageError(message)
+        entries = []
+        for path in [root] if root.is_file() else sorted(root.rglob("*")):
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            name = path.name if path == root else path.relative_to(root).as_posix()
+            if not stat.S_ISREG(mode):
+                message = f"output {name} is not a plain file; copy what it points to"
+                raise StageError(message)
+            sha256, size, found = hash_file(path, tuple(forbidden or ()))
+            if found is not None and forbidden is not None:
+                message = f"output {name} contains the value of secret {forbidden[found]!r}; nothing was stored"
+                raise StageError(message)
+            entries.append((path, FileEntry(path=name, sha256=sha256, size=size)))
+        for path, entry in entries:
+            self.put(path, sha256=entry.sha256, move=True)
+        return artifact.model_copy(update={"files": tuple(entry for _, entry in entries)})
+
+    # -- results -------------------------------------------------------------------------------------------
+
+    def _result_path(self, fingerprint: str) -> Path:
+        return self._results / fingerprint[:2] / fingerprint
+
+    def save_result(self, result: Result) -> Result:
+        """Link the result into place and return the one that counts: the first for its fingerprint."""
+        path = self._result_path(result.fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        body = result.model_dump_json().encode()
+        with temporary_beside(path) as twin:
+            with twin.open("wb") as stream:
+                stream.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                os.link(twin, path)
+            except FileExistsError:
+                return self.load_result(result.fingerprint) or self._replace(twin, path, result)
+        sync_file(path.parent)
+        return result
+
+    @staticmethod
+    def _replace(twin: Path, path: Path, result: Result) -> Result:
+        twin.replace(path)  # what stood there was damaged
+        sync_file(path.parent)
+        return result
+
+    def load_result(self, fingerprint: str) -> Result | None:
+        """Return the result of that fingerprint; None if there is none or it is damaged (the stage then runs again)."""
+        try:
+            checksum, _, body = self._result_path(fingerprint).read_bytes().partition(b"\n")
+        except OSError:
+            return None
+        if hashlib.sha256(body).hexdigest().encode() != checksum:
+            return None
+        try:
+            return Result.model_validate_json(body)
+        except ValidationError:  # written by another version of shipctl
+            return None
+
+    def drop_result(self, fingerprint: str) -> None:
+        """Forget a result, because a file that it names is damaged."""
+        self._result_path(fingerprint).unlink(missing_ok=True)
+
+    def artifact(self, model: type[ArtifactT], manifest: Mapping[str, Any]) -> ArtifactT:
+        """Read a manifest back as the artifact class ``model``.
+
+        :raises StoreError: if the manifest is of another kind
+        """
+        if manifest.get("kind") != model.kind:
+            message = f"expected a {model.kind} in the store and found a {manifest.get('kind')}"
+            raise StoreError(message)
+        return model.model_validate({key: value for key, value in manifest.items() if key != "kind"})
+
+
