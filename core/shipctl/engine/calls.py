@@ -20,20 +20,20 @@ from shipctl.stages.context import Objectives, StageContext
 class Placed(Record):
     """An artifact and where its files lie on this machine."""
 
-    type: str = Field(description="`module:Class` of the artifact.")
+    kind: str = Field(description="`module:Class` of the artifact.")
     fields: dict[str, Any] = Field(description="The artifact's own JSON.")
     root: str = Field(description="Its file or folder.")
 
     @classmethod
     def of(cls, artifact: Artifact) -> Placed:
         """Describe an artifact that has files on this machine."""
-        kind = type(artifact)
+        model = type(artifact)
         fields = json.loads(artifact.model_dump_json())
-        return cls(type=f"{kind.__module__}:{kind.__qualname__}", fields=fields, root=str(artifact.root))
+        return cls(kind=class_name(model), fields=fields, root=str(artifact.root))
 
-    def artifact(self, kind: type[Artifact] | None = None) -> Artifact:
-        """Return the artifact; ``kind`` saves importing its module by name."""
-        model = kind if kind is not None else load_class(self.type)
+    def artifact(self, declared: type[Artifact] | None = None) -> Artifact:
+        """Return the artifact; ``declared`` saves importing its module by name."""
+        model = declared if declared is not None else load_class(self.kind)
         made = model.model_validate(self.fields)
         assert isinstance(made, Artifact)  # noqa: S101  (for the type checker: load_class is not typed)
         return made.located(Path(self.root))
@@ -43,7 +43,9 @@ class Call(Record):
     """All that a worker needs to run a stage."""
 
     stage: str = Field(description="`module:Class` of the stage.")
-    options: dict[str, Any] = Field(description="What stands below `with`, evaluated; may hold secrets, is never stored.")
+    options: dict[str, Any] = Field(
+        description="What stands below `with`, evaluated; may hold secrets, is never stored."
+    )
     inputs: dict[str, list[Placed]] = Field(description="Artifacts by input name.")
     workdir: str = Field(description="The folder that the stage may write to.")
     seed: int = Field(description="The spec's seed.")
@@ -58,7 +60,9 @@ class Answer(Record):
     error: str | None = Field(default=None, description="One line, if not.")
     kind: str = Field(default="StageError", description="Class of the error in shipctl.errors.")
     trace: str = Field(default="", description="The traceback of an exception that no plugin should let out.")
-    peak_memory: int | None = Field(default=None, description="Highest resident memory during the call, in bytes.")
+    peak_memory: int | None = Field(
+        default=None, description="Highest resident memory during the call, in bytes."
+    )
 
 
 def class_name(model: type) -> str:
@@ -75,7 +79,9 @@ def load_class(name: str) -> Any:
     return found
 
 
-def call_stage(stage: Stage[Any, Any, Any], inputs: StageInputs, context: StageContext) -> dict[str, Artifact]:
+def call_stage(
+    stage: Stage[Any, Any, Any], inputs: StageInputs, context: StageContext
+) -> dict[str, Artifact]:
     """Run a stage and make sure that it returned what it declares.
 
     :raises PluginError: if it returned something else
@@ -102,11 +108,19 @@ def call_stage(stage: Stage[Any, Any, Any], inputs: StageInputs, context: StageC
 def read_inputs(stage: type[Stage[Any, Any, Any]], placed: dict[str, list[Placed]]) -> StageInputs:
     """Return the inputs of a call as the stage's own model."""
     ports = input_ports(stage)
-    return bundle(stage.inputs_model, ports, {name: tuple(item.artifact() for item in items) for name, items in placed.items()})
+    return bundle(
+        stage.inputs_model,
+        ports,
+        {name: tuple(item.artifact() for item in items) for name, items in placed.items()},
+    )
 
 
 def context_of(call: Call, log: Any) -> StageContext:
     """Return the context of a call."""
     return StageContext(
-        workdir=Path(call.workdir), seed=call.seed, threads=call.threads, objectives=Objectives(**call.objectives), log=log
+        workdir=Path(call.workdir),
+        seed=call.seed,
+        threads=call.threads,
+        objectives=Objectives(**call.objectives),
+        log=log,
     )

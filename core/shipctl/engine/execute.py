@@ -22,6 +22,7 @@ from shipctl.engine.secrets import Secrets
 from shipctl.engine.walk import NodeEnd, Ready, Walk
 from shipctl.engine.workers import WorkerPool, disk_problem
 from shipctl.errors import CorruptArtifactError, ShipctlError, StageError
+from shipctl.spec import StageSpec
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Stage, StageOptions
 from shipctl.store.local import Result
@@ -34,6 +35,11 @@ class DamagedInputError(Exception):
         super().__init__(str(error))
         self.origin = origin
         self.error = error
+
+
+def runs_inline(stage: type[Stage[Any, Any, Any]], spec: StageSpec) -> bool:
+    """Whether a stage runs in shipctl's own process: one with a timeout or an environment of its own cannot."""
+    return stage.isolation == "inline" and spec.timeout is None and not stage.requirements
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ class Executor:
                     for entry in artifact.files:
                         store.put(source.places[entry.path], sha256=entry.sha256)
                 try:
-                    placed.append(store.view(artifact, folder / name / (str(index) if len(items) > 1 else "")))
+                    placed.append(
+                        store.view(artifact, folder / name / (str(index) if len(items) > 1 else ""))
+                    )
                 except CorruptArtifactError as exc:
                     raise DamagedInputError(origin, exc) from exc
             opened[name] = tuple(placed)
@@ -114,7 +122,10 @@ class Executor:
             kept = self.pipeline.store.save_result(result)
             if kept is not result:  # somebody was first; what counts is what is in the store
                 ports = output_ports(node.cls)
-                outputs = {name: self.pipeline.store.artifact(ports[name].kinds[0], body) for name, body in kept.outputs.items()}
+                outputs = {
+                    name: self.pipeline.store.artifact(ports[name].kinds[0], body)
+                    for name, body in kept.outputs.items()
+                }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return NodeEnd(
@@ -143,7 +154,7 @@ class Executor:
             threads=max(1, int(spec.resources.cpu or 1)),
             objectives={name: getattr(goals, name) for name in cls.reads},
         )
-        if cls.isolation == "inline" and spec.timeout is None and not cls.requirements:
+        if runs_inline(cls, spec):
             made = _inline(cls, options, inputs, call, log)
             problem = disk_problem(workdir, disk)
             if problem:
@@ -160,20 +171,26 @@ class Executor:
             disk=disk,
         )
         ports = output_ports(cls)
-        return {name: item.artifact(ports[name].kinds[0]) for name, item in (answer.outputs or {}).items()}, answer.peak_memory
+        return {
+            name: item.artifact(ports[name].kinds[0]) for name, item in (answer.outputs or {}).items()
+        }, answer.peak_memory
 
     @staticmethod
-    def _python(cls: type[Stage[Any, Any, Any]], uses: str, log: Callable[[str], None]) -> str:
-        if not cls.requirements:
+    def _python(stage: type[Stage[Any, Any, Any]], uses: str, log: Callable[[str], None]) -> str:
+        if not stage.requirements:
             return sys.executable
-        from shipctl.engine.isolation import stage_environment  # noqa: PLC0415  (few stages have one)
+        from shipctl.engine.isolation import stage_environment
 
-        return str(stage_environment(uses, cls, log))
+        return str(stage_environment(uses, stage, log))
 
     def _publish(
         self, made: dict[str, Artifact], inputs: dict[str, tuple[Artifact, ...]], workdir: Path
     ) -> tuple[dict[str, Artifact], dict[str, str]]:
-        known = {item.digest for items in inputs.values() for item in items} if any(a.files for a in made.values()) else set()
+        known = (
+            {item.digest for items in inputs.values() for item in items}
+            if any(a.files for a in made.values())
+            else set()
+        )
         outputs: dict[str, Artifact] = {}
         passed: dict[str, str] = {}
         forbidden = self.secrets.forbidden()
@@ -196,7 +213,9 @@ def _inline(
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            return call_stage(cls(options), bundle(cls.inputs_model, input_ports(cls), inputs), context_of(call, log))
+            return call_stage(
+                cls(options), bundle(cls.inputs_model, input_ports(cls), inputs), context_of(call, log)
+            )
     except ShipctlError:
         raise
     except (Exception, SystemExit) as exc:  # a plugin may raise anything; that is its failure, not the run's

@@ -68,12 +68,22 @@ class Fingerprinter:
 
     def _templates(self, owner: str) -> dict[str, str]:
         root = folder(owner)
-        return {path.relative_to(root).as_posix(): self._cache.digest(path) for path in sorted(root.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(root).as_posix(): self._cache.digest(path)
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        }
 
 
-def components(base: Components, options: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> Components:
+def components(
+    base: Components, options: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]
+) -> Components:
     """Return the full components of a node: those of its class, its options, and the digests of its inputs."""
-    return {**base, "options": dict(options), "inputs": {name: list(digests) for name, digests in inputs.items()}}
+    return {
+        **base,
+        "options": dict(options),
+        "inputs": {name: list(digests) for name, digests in inputs.items()},
+    }
 
 
 def fingerprint(parts: Components) -> str:
@@ -137,5 +147,7 @@ def host_fingerprint() -> str:
     if info.is_file():
         lines = info.read_text(errors="replace").splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    digest = hashlib.sha256("|".join([platform.node(), model, str(os.cpu_count()), platform.machine()]).encode())
+    digest = hashlib.sha256(
+        "|".join([platform.node(), model, str(os.cpu_count()), platform.machine()]).encode()
+    )
     return digest.hexdigest()

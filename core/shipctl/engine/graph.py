@@ -112,7 +112,11 @@ class GraphBuilder:
     """Builds the graph of a spec and collects what does not fit."""
 
     def __init__(
-        self, loaded: LoadedSpec, registry: Registry, sources: Mapping[str, type[Artifact]], problems: Problems
+        self,
+        loaded: LoadedSpec,
+        registry: Registry,
+        sources: Mapping[str, type[Artifact]],
+        problems: Problems,
     ) -> None:
         self._loaded = loaded
         self._registry = registry
@@ -145,7 +149,9 @@ class GraphBuilder:
         for node in nodes.values():
             if node.is_release:
                 _wait_for_gates(graph, node)
-        graph.nodes = {name: nodes[name] for name in _sorted({node.id: node.needs for node in nodes.values()})}
+        graph.nodes = {
+            name: nodes[name] for name in _sorted({node.id: node.needs for node in nodes.values()})
+        }
         return graph
 
     # -- one stage -----------------------------------------------------------------------------------------
@@ -156,7 +162,9 @@ class GraphBuilder:
         for name in stage.inputs:
             if name not in ports:
                 hint = near(name, ports) or f"; it has {', '.join(ports) or 'none'}"
-                self._problems.add((*where, "inputs", name), f"{stage.uses} has no input {name!r}{hint}", "key")
+                self._problems.add(
+                    (*where, "inputs", name), f"{stage.uses} has no input {name!r}{hint}", "key"
+                )
         axes = [[(axis, value) for value in values] for axis, values in stage.matrix.items()]
         seen: set[str] = set()
         for choice in itertools.product(*axes):
@@ -200,7 +208,9 @@ class GraphBuilder:
                     break
                 variant = variant | inherited
             else:
-                bindings: dict[str, tuple[Origin, ...]] = {name: (offer.origin,) for name, offer in zip(single, picked, strict=True)}
+                bindings: dict[str, tuple[Origin, ...]] = {
+                    name: (offer.origin,) for name, offer in zip(single, picked, strict=True)
+                }
                 for name, port in ports.items():
                     if port.many:
                         bindings[name] = tuple(dict.fromkeys(offer.origin for offer in offers[name]))
@@ -219,7 +229,9 @@ class GraphBuilder:
         per_need = {need: found for need in needs if (found := self._from_stage(need, port))}
         for need, found in per_need.items():
             outputs = {offer.origin.port for offer in found}
-            if not port.many and len({(offer.origin.node, offer.origin.port) for offer in found}) > len(self._by_stage[need]):
+            if not port.many and len({(offer.origin.node, offer.origin.port) for offer in found}) > len(
+                self._by_stage[need]
+            ):
                 self._ambiguous(index, stage, port, [f"{need}.{output}" for output in sorted(outputs)])
                 return None
         if port.many:
@@ -245,7 +257,9 @@ class GraphBuilder:
                     found.append(_Offer(origin, node))
         return found
 
-    def _from_sources(self, index: int, stage: StageSpec, port: Port, needs: list[str]) -> list[_Offer] | None:
+    def _from_sources(
+        self, index: int, stage: StageSpec, port: Port, needs: list[str]
+    ) -> list[_Offer] | None:
         named = f"data.{port.name}"
         for name in (named, "model"):
             kind = self._sources.get(name)
@@ -253,8 +267,12 @@ class GraphBuilder:
                 return [_Offer(Origin("", name), None)]
         if port.optional:
             return []
-        offered = sorted({self._kinds[o.origin].kind for need in needs for o in self._from_stage(need, _ANYTHING)})
-        gives = f"{', '.join(needs)} gives {', '.join(offered) or 'nothing'}" if needs else "it needs no stage"
+        offered = sorted(
+            {self._kinds[o.origin].kind for need in needs for o in self._from_stage(need, _ANYTHING)}
+        )
+        gives = (
+            f"{', '.join(needs)} gives {', '.join(offered) or 'nothing'}" if needs else "it needs no stage"
+        )
         data = f", nor does the spec have `{named}`" if port.takes(_dataset()) else ""
         self._problems.add(
             ("stages", index, "needs" if stage.needs is not None else "uses"),
@@ -263,17 +281,25 @@ class GraphBuilder:
         )
         return None
 
-    def _chosen(self, index: int, stage: StageSpec, port: Port, matrix: Mapping[str, Any]) -> list[_Offer] | None:
+    def _chosen(
+        self, index: int, stage: StageSpec, port: Port, matrix: Mapping[str, Any]
+    ) -> list[_Offer] | None:
         keys = ("stages", index, "inputs", port.name)
         chosen = stage.inputs[port.name]
         texts = [chosen] if isinstance(chosen, str) else list(chosen)
         if not port.many and len(texts) != 1:
-            self._problems.add(keys, f"input {port.name!r} of {stage.uses} takes one artifact, not {len(texts)}")
+            self._problems.add(
+                keys, f"input {port.name!r} of {stage.uses} takes one artifact, not {len(texts)}"
+            )
             return None
         offers: list[_Offer] = []
         for text in texts:
             try:
-                name = str(evaluate(text, {**self._loaded.scope(), "matrix": dict(matrix)})) if has_expression(text) else text
+                name = (
+                    str(evaluate(text, {**self._loaded.scope(), "matrix": dict(matrix)}))
+                    if has_expression(text)
+                    else text
+                )
             except SpecError as exc:
                 self._problems.add(keys, str(exc))
                 return None
@@ -318,7 +344,7 @@ _ANYTHING = Port("anything", (Artifact,))
 
 
 def _dataset() -> type[Artifact]:
-    from shipctl.stages.artifacts import Dataset  # noqa: PLC0415
+    from shipctl.stages.artifacts import Dataset
 
     return Dataset
 
@@ -360,7 +386,10 @@ def _ordered(loaded: LoadedSpec) -> Iterator[tuple[int, _Needs]]:
         index = index_of[name]
         stage = stages[index]
         before = [item.id for item in stages[max(0, index - 1) : index]]
-        yield index, _Needs(list(stage.needs) if stage.needs is not None else before, list(dependencies[name]))
+        yield (
+            index,
+            _Needs(list(stage.needs) if stage.needs is not None else before, list(dependencies[name])),
+        )
 
 
 def _wait_for_gates(graph: Graph, release: Node) -> None:

@@ -28,8 +28,12 @@ class Hooks:
             try:
                 found = point.load()
                 self._manager.register(found() if isinstance(found, type) else found, name=point.name)
-            except Exception as exc:  # a hook may fail in any way while it imports, and the run goes on without it
-                self.problems.append(f"hook {point.name!r} ({point.value}) does not load: {type(exc).__name__}: {exc}")
+            except (
+                Exception
+            ) as exc:  # a hook may fail in any way while it imports, and the run goes on without it
+                self.problems.append(
+                    f"hook {point.name!r} ({point.value}) does not load: {type(exc).__name__}: {exc}"
+                )
 
     def fire(self, event: Event) -> None:
         """Call every implementation of the event's hook."""

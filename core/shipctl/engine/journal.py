@@ -106,7 +106,9 @@ class Journal:
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'processes'").fetchone():
                 self._db.executescript(_SCHEMA)
         except (sqlite3.Error, OSError) as exc:
-            message = f"cannot open the journal {path}: {exc}; move it away to begin a new one (artifacts stay)"
+            message = (
+                f"cannot open the journal {path}: {exc}; move it away to begin a new one (artifacts stay)"
+            )
             raise StoreError(message) from exc
 
     def close(self) -> None:
@@ -142,14 +144,22 @@ class Journal:
 
     def end_run(self, run: str, finished: float, exit_code: int, message: str) -> None:
         """Record how a run ended."""
-        self._write("UPDATE runs SET finished = ?, exit_code = ?, message = ? WHERE id = ?", finished, exit_code, message, run)
+        self._write(
+            "UPDATE runs SET finished = ?, exit_code = ?, message = ? WHERE id = ?",
+            finished,
+            exit_code,
+            message,
+            run,
+        )
 
     def runs(self, limit: int = 50, pipeline: str | None = None) -> list[RunRow]:
         """Return the latest runs, newest first."""
         if pipeline is None:
             rows = self._read("SELECT * FROM runs ORDER BY started DESC LIMIT ?", limit)
         else:
-            rows = self._read("SELECT * FROM runs WHERE pipeline = ? ORDER BY started DESC LIMIT ?", pipeline, limit)
+            rows = self._read(
+                "SELECT * FROM runs WHERE pipeline = ? ORDER BY started DESC LIMIT ?", pipeline, limit
+            )
         return [RunRow(*row) for row in rows]
 
     def run(self, run: str) -> RunRow | None:
@@ -167,7 +177,7 @@ class Journal:
     def stages(self, run: str) -> list[StageRow]:
         """Return the nodes of a run in the order in which they were first recorded."""
         rows = self._read("SELECT * FROM stages WHERE run = ? ORDER BY started, rowid", run)
-        return [StageRow(*row[:7], json.loads(row[7]), *row[8:]) for row in rows]
+        return [StageRow._make((*row[:7], json.loads(row[7]), *row[8:])) for row in rows]
 
     def record_verdict(self, run: str, node: str, verdict: Verdict, time: float) -> None:
         """Record the answer of a gate."""
@@ -187,14 +197,18 @@ class Journal:
         if run is not None:
             rows = self._read("SELECT * FROM steps WHERE run = ? ORDER BY rowid", run)
         else:
-            rows = self._read("SELECT * FROM (SELECT *, rowid AS r FROM steps ORDER BY r DESC LIMIT ?) ORDER BY r", limit)
+            rows = self._read(
+                "SELECT * FROM (SELECT *, rowid AS r FROM steps ORDER BY r DESC LIMIT ?) ORDER BY r", limit
+            )
         return [StepRow(*row[:7]) for row in rows]
 
     # -- what plan compares with ---------------------------------------------------------------------------
 
     def remember_components(self, pipeline: str, node: str, components: Any) -> None:
         """Keep the components of the last finished run of a node."""
-        self._write("INSERT OR REPLACE INTO components VALUES (?, ?, ?)", pipeline, node, json.dumps(components))
+        self._write(
+            "INSERT OR REPLACE INTO components VALUES (?, ?, ?)", pipeline, node, json.dumps(components)
+        )
 
     def components(self, pipeline: str) -> dict[str, Any]:
         """Return, per node, the components of its last finished run."""

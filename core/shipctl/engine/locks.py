@@ -38,7 +38,13 @@ def project_lock(path: Path, command: str, timeout: float) -> Iterator[None]:
                     message = f"{_owner(path)}; wait for it with `--lock-timeout 10m`"
                     raise LockedError(message) from None
                 time.sleep(_POLL)
-        owner = {"user": user(), "host": platform.node(), "pid": os.getpid(), "command": command, "since": time.time()}
+        owner = {
+            "user": user(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "command": command,
+            "since": time.time(),
+        }
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         yield

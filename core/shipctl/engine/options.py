@@ -42,7 +42,9 @@ class PlannedOptions:
         """
         return {**self.known, **{name: evaluate(value, scope) for name, value in self.later.items()}}
 
-    def canonical(self, model: type[StageOptions], stages: Mapping[str, Any] | None, scope: Mapping[str, Any]) -> dict[str, Any]:
+    def canonical(
+        self, model: type[StageOptions], stages: Mapping[str, Any] | None, scope: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Return the JSON form that counts in a fingerprint: defaults filled in, bounds left out, secrets as text.
 
         ``stages`` is None while the plan is made; expressions over it then stand as text too.
@@ -104,12 +106,12 @@ def validate_options(
 
 
 @cache
-def _bounds(model: type[StageOptions]) -> frozenset[str]:
-    return frozenset(
+def _bounds(model: type[StageOptions]) -> set[str]:
+    return {
         name
         for name, field in model.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("bound")
-    )
+    }
 
 
 def _values(raw: Any, scope: Mapping[str, Any]) -> dict[str, Any]:

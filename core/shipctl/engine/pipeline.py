@@ -14,6 +14,7 @@ from shipctl.engine.fingerprint import Components, Fingerprinter, components
 from shipctl.engine.graph import Graph, GraphBuilder, Node, Origin
 from shipctl.engine.options import PlannedOptions, plan_options
 from shipctl.engine.project import Project
+from shipctl.engine.resources import Resources
 from shipctl.engine.sources import Source, find_sources, objectives
 from shipctl.errors import SpecError, UnavailableError
 from shipctl.records import digest_of
@@ -59,7 +60,9 @@ class Pipeline:
         """Return what expressions of a node may use, without stages and secrets."""
         return {**self.loaded.scope(), "matrix": node.matrix}
 
-    def components(self, node: Node, inputs: Mapping[str, Sequence[str]], stages: Mapping[str, Any] | None = None) -> Components:
+    def components(
+        self, node: Node, inputs: Mapping[str, Sequence[str]], stages: Mapping[str, Any] | None = None
+    ) -> Components:
         """Return the components of a transform node's fingerprint; ``stages`` as for :meth:`PlannedOptions.canonical`."""
         assert issubclass(node.cls, Stage)  # noqa: S101  (releases have revisions instead)
         options = self.options[node.id].canonical(node.cls.options_model, stages, self.scope(node))
@@ -71,7 +74,10 @@ class Pipeline:
         found: dict[str, Components] = {}
         for node in self.nodes.values():
             inputs = {
-                name: [self.sources[o.port].artifact.digest if not o.node else f"{digests[o.node]}.{o.port}" for o in bound]
+                name: [
+                    self.sources[o.port].artifact.digest if not o.node else f"{digests[o.node]}.{o.port}"
+                    for o in bound
+                ]
                 for name, bound in node.bindings.items()
             }
             if issubclass(node.cls, Stage):
@@ -124,8 +130,9 @@ def prepare(
         store=LocalStore(project.store),
         cache=cache,
     )
+    machine = Resources(cpu=1)
     for node in graph.nodes.values():
-        _check(pipeline, node, problems)
+        _check(pipeline, node, machine, problems)
     problems.raise_if_any()
     return pipeline
 
@@ -149,7 +156,9 @@ def _until(graph: Graph, until: str | None) -> dict[str, Node]:
     wanted = [node.id for node in graph.nodes.values() if until in {node.id, node.spec.id}]
     if not wanted:
         known = list(dict.fromkeys(node.spec.id for node in graph.nodes.values()))
-        message = f"--until {until}: there is no such stage{near(until, known) or '; it has ' + ', '.join(known)}"
+        message = (
+            f"--until {until}: there is no such stage{near(until, known) or '; it has ' + ', '.join(known)}"
+        )
         raise SpecError(message)
     keep = set(wanted)
     for name in wanted:
@@ -162,10 +171,16 @@ def _until(graph: Graph, until: str | None) -> dict[str, Node]:
     return {name: node for name, node in graph.nodes.items() if name in keep}
 
 
-def _check(pipeline: Pipeline, node: Node, problems: Problems) -> None:
+def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problems) -> None:
+    lacking = machine.lacking(node)
+    if lacking is not None:
+        pipeline.unavailable[node.id] = lacking
+        return
     for module, brings in node.cls.requires.items():
         if not _importable(module):
-            pipeline.unavailable[node.id] = f"{node.spec.uses} needs the module {module}: pip install '{brings}'"
+            pipeline.unavailable[node.id] = (
+                f"{node.spec.uses} needs the module {module}: pip install '{brings}'"
+            )
             return
     value = pipeline.options[node.id].value
     if value is None:
@@ -173,7 +188,10 @@ def _check(pipeline: Pipeline, node: Node, problems: Problems) -> None:
     context = CheckContext(
         project=pipeline.project.root,
         pipeline=pipeline.name,
-        inputs={name: tuple(_upstream(pipeline, origin) for origin in bound) for name, bound in node.bindings.items()},
+        inputs={
+            name: tuple(_upstream(pipeline, origin) for origin in bound)
+            for name, bound in node.bindings.items()
+        },
         objectives=pipeline.objectives,
     )
     try:

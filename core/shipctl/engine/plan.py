@@ -59,7 +59,13 @@ class Plan:
 
     def ready(self, run: str | None = None) -> PlanReady:
         """Return the event that tells of this plan."""
-        return PlanReady(run=run, pipeline=self.pipeline.name, version=self.pipeline.version, digest=self.digest, nodes=self.nodes)
+        return PlanReady(
+            run=run,
+            pipeline=self.pipeline.name,
+            version=self.pipeline.version,
+            digest=self.digest,
+            nodes=self.nodes,
+        )
 
     def write(self, path: Path) -> None:
         """Write the plan file."""
@@ -70,7 +76,10 @@ class Plan:
             "spec": _relative(spec, path.resolve().parent),
             **self.request,
             "parts": self.parts,
-            "nodes": [node.model_dump(mode="json", include={"node", "action", "reasons", "changes"}) for node in self.nodes],
+            "nodes": [
+                node.model_dump(mode="json", include={"node", "action", "reasons", "changes"})
+                for node in self.nodes
+            ],
         }
         write_atomic(path, json.dumps(body, indent=1, ensure_ascii=False).encode() + b"\n")
 
@@ -134,7 +143,9 @@ def _plan_node(walk: Walk, node: Node, before: dict[str, Any]) -> PlannedNode:
 Planned = Literal["run", "cached", "skipped", "blocked", "release", "in-place"]
 
 
-def _decide(walk: Walk, node: Node, before: dict[str, Any]) -> tuple[Planned, tuple[str, ...], Components | None]:
+def _decide(
+    walk: Walk, node: Node, before: dict[str, Any]
+) -> tuple[Planned, tuple[str, ...], Components | None]:
     """Return what apply will do with a node, why, and its components where its inputs are known."""
     condition = walk.condition(node, planning=True)
     if condition is False:
@@ -148,14 +159,27 @@ def _decide(walk: Walk, node: Node, before: dict[str, Any]) -> tuple[Planned, tu
     if node.is_release:
         return "release", ((f"after {', '.join(later)}",) if later else ()), None
     if ready is None or condition is None:
-        return "run", (f"{', '.join(later)} {'runs' if len(later) == 1 else 'run'} first" if later else "its `when` is decided then",), None
+        return (
+            "run",
+            (
+                f"{', '.join(later)} {'runs' if len(later) == 1 else 'run'} first"
+                if later
+                else "its `when` is decided then",
+            ),
+            None,
+        )
     parts = walk.components(node, ready)
     hit = walk.cached(node, parts)
     if hit is None:
         old = before.get(node.id)
         moved = differences(old, parts) if old is not None else []
         known = old is not None
-        return "run", tuple(moved) or (("its outputs are gone, damaged or too old",) if known else ("it has not run yet",)), parts
+        return (
+            "run",
+            tuple(moved)
+            or (("its outputs are gone, damaged or too old",) if known else ("it has not run yet",)),
+            parts,
+        )
     result, outputs = hit
     end = NodeEnd("cached", outputs=outputs, fingerprint=result.fingerprint, components=parts)
     options = walk.pipeline.options[node.id].value
@@ -178,7 +202,10 @@ def _parts(pipeline: Pipeline) -> dict[str, Components]:
 
 def _target_parts(pipeline: Pipeline) -> dict[str, Components]:
     releases = [node for node in pipeline.nodes.values() if node.is_release]
-    return {f"target of {node.id}": {"serves": Release.planned(pipeline, node, None).stable_revision()} for node in releases}
+    return {
+        f"target of {node.id}": {"serves": Release.planned(pipeline, node, None).stable_revision()}
+        for node in releases
+    }
 
 
 def check_targets(plan: Plan) -> None:
@@ -218,13 +245,17 @@ def read_plan(path: Path, registry: Registry | None = None) -> Plan:
         message = f"{path} is not a plan file ({type(exc).__name__}); make one with `shipctl plan SPEC -o {path.name}`"
         raise SpecError(message) from exc
     if kind != PLAN_KIND or digest_of(pinned) != digest:
-        message = f"{path} was edited or written by another version of shipctl; make it again with `shipctl plan`"
+        message = (
+            f"{path} was edited or written by another version of shipctl; make it again with `shipctl plan`"
+        )
         raise StalePlanError(message)
     plan = make_plan(spec, registry=registry, **request)
     if plan.digest != digest:
         moved = []
         for name in sorted({*pinned, *plan.parts}):
-            moved += [f"{name}: {what}" for what in differences(pinned.get(name, {}), plan.parts.get(name, {}))]
+            moved += [
+                f"{name}: {what}" for what in differences(pinned.get(name, {}), plan.parts.get(name, {}))
+            ]
         shown = "\n".join(f"  {line}" for line in moved)
         message = f"{path.name} is stale, nothing was done; since it was made:\n{shown}\nmake a new one with `shipctl plan`"
         raise StalePlanError(message)
@@ -232,6 +263,6 @@ def read_plan(path: Path, registry: Registry | None = None) -> Plan:
 
 
 def _relative(path: Path, base: Path) -> str:
-    import os.path  # noqa: PLC0415  (pathlib's walk_up is newer than Python 3.11)
+    import os.path
 
     return Path(os.path.relpath(path, base)).as_posix()

@@ -68,7 +68,9 @@ def _port(stage: StageClass, name: str, annotation: Any) -> Port:
     return Port(name, kinds, many=many, optional=optional)
 
 
-def bundle(model: type[StageInputs], ports: Mapping[str, Port], inputs: Mapping[str, tuple[Artifact, ...]]) -> StageInputs:
+def bundle(
+    model: type[StageInputs], ports: Mapping[str, Port], inputs: Mapping[str, tuple[Artifact, ...]]
+) -> StageInputs:
     """Return the inputs as the stage's own model: one artifact, a list of them, or None.
 
     The record is built without validating: pydantic would copy the artifacts and lose where their files are.

@@ -11,6 +11,7 @@ import getpass
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from shipctl.engine.options import validate_options
 from shipctl.engine.ports import bundle, input_ports
 from shipctl.engine.walk import NodeEnd
 from shipctl.errors import RunInterruptedError, ShipctlError, SpecError
-from shipctl.release.records import FileRecords, ReleaseRecord, Records
+from shipctl.release.records import FileRecords, Records, ReleaseRecord
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Phase, ReleaseStage, Serving, StageInputs, Step
 from shipctl.stages.context import ReleaseContext
@@ -35,6 +36,21 @@ ABORT_ATTEMPTS = 5
 """Times that an abort that raises is tried again, a second and more apart."""
 
 Watch = Callable[[ReleaseStepped, "Sequence[Verdict]"], None]
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What driving a release needs of the run around it."""
+
+    run: str
+    """The run's id."""
+    watch: Watch
+    """Told of every step."""
+    log: Callable[[str], None]
+    workdir: Path
+    """Where the inputs are laid out."""
+    stop: threading.Event
+    """Set when the run is interrupted."""
 
 
 def user() -> str:
@@ -79,7 +95,9 @@ class Release:
         :raises SpecError: if the options are wrong after all
         """
         problems = pipeline.loaded.problems()
-        value = pipeline.options[node.id].value or validate_options(node, pipeline.options[node.id].resolve(scope), problems)
+        value = pipeline.options[node.id].value or validate_options(
+            node, pipeline.options[node.id].resolve(scope), problems
+        )
         problems.raise_if_any()
         return cls._of(pipeline, node, value, ready)
 
@@ -89,9 +107,13 @@ class Release:
         inputs = ready.inputs if ready is not None else None
         revision = ""
         if inputs is not None:
-            canonical = pipeline.options[node.id].canonical(node.cls.options_model, None, pipeline.scope(node))
+            canonical = pipeline.options[node.id].canonical(
+                node.cls.options_model, None, pipeline.scope(node)
+            )
             digests = {name: [item.digest for item in items] for name, items in inputs.items()}
-            revision = fingerprint(components({"class": node.spec.uses, "pipeline": pipeline.name}, canonical, digests))
+            revision = fingerprint(
+                components({"class": node.spec.uses, "pipeline": pipeline.name}, canonical, digests)
+            )
         return cls(pipeline, node, node.cls(options), inputs, revision)
 
     # -- looking -------------------------------------------------------------------------------------------
@@ -151,18 +173,22 @@ class Release:
 
     # -- releasing -----------------------------------------------------------------------------------------
 
-    def apply(self, run: str, watch: Watch, log: Callable[[str], None], workdir: Path, stop: threading.Event, *, retry: bool) -> NodeEnd:
+    def apply(self, drive: Drive, *, retry: bool) -> NodeEnd:
         """Release the revision, or go on with it where an earlier run was stopped."""
         records, _ = self._records.load()
         latest = records.latest
         if latest is not None and not latest.phase.is_final and latest.revision != self.revision:
-            log(f"release {latest.number} of {latest.version} was not finished; aborting it for {self._pipeline.version}")
-            self._drive(_with(latest, phase=Phase.ABORTING, message="superseded"), watch, log, workdir, stop)
+            drive.log(
+                f"release {latest.number} of {latest.version} was not finished; aborting it for {self._pipeline.version}"
+            )
+            self._drive(_with(latest, phase=Phase.ABORTING, message="superseded"), drive)
             records, _ = self._records.load()
             latest = records.latest
         if latest is not None and not latest.phase.is_final:
-            log(f"going on with release {latest.number} of {latest.version}, which stood at {latest.phase}")
-            return self._end(self._drive(latest, watch, log, workdir, stop))
+            drive.log(
+                f"going on with release {latest.number} of {latest.version}, which stood at {latest.phase}"
+            )
+            return self._end(self._drive(latest, drive))
         if self.in_place():
             return NodeEnd("in-place", f"{self._pipeline.version} already serves on {self.target}")
         gone = records.was_rolled_back(self.revision)
@@ -172,10 +198,10 @@ class Release:
             return NodeEnd("failed", message, exit_code=7)
         assert self._inputs is not None  # noqa: S101  (apply is called with inputs)
         manifests = {name: [item.manifest() for item in items] for name, items in self._inputs.items()}
-        record = self._begin(records, run, self.revision, self._pipeline.version, "apply", manifests)
-        return self._end(self._drive(record, watch, log, workdir, stop))
+        record = self._begin(records, drive.run, self.revision, self._pipeline.version, "apply", manifests)
+        return self._end(self._drive(record, drive))
 
-    def rollback(self, run: str, to: str | None, watch: Watch, log: Callable[[str], None], workdir: Path, stop: threading.Event) -> NodeEnd:
+    def rollback(self, drive: Drive, to: str | None) -> NodeEnd:
         """Release an earlier revision again: the one before, or the one that ``to`` names by version or digest.
 
         :raises SpecError: if there is none such
@@ -184,29 +210,51 @@ class Release:
         latest, stable = records.latest, records.stable
         if latest is not None and not latest.phase.is_final:
             if latest.intent == "apply":
-                log(f"release {latest.number} of {latest.version} is at {latest.phase}; aborting it")
-                return self._end(self._drive(_with(latest, phase=Phase.ABORTING, message="rolled back by hand"), watch, log, workdir, stop))
-            return self._finish_rollback(self._drive(latest, watch, log, workdir, stop))
+                drive.log(f"release {latest.number} of {latest.version} is at {latest.phase}; aborting it")
+                return self._end(
+                    self._drive(_with(latest, phase=Phase.ABORTING, message="rolled back by hand"), drive)
+                )
+            return self._finish_rollback(self._drive(latest, drive))
         choices = records.way_back()
-        goal = next((item for item in choices if to is None or item.version == to or (len(to) >= 6 and item.revision.startswith(to))), None)  # noqa: PLR2004
+        goal = next(
+            (
+                item
+                for item in choices
+                if to is None or item.version == to or (len(to) >= 6 and item.revision.startswith(to))
+            ),
+            None,
+        )
         if goal is None or stable is None:
             have = ", ".join(f"{item.version} ({item.revision[:12]})" for item in choices) or "none"
             what = f"no release {to!r} to roll back to" if to else "nothing to roll back to"
             message = f"{what}; releases that were done and never rolled back, beside what serves: {have}"
             raise SpecError(message)
-        record = self._begin(records, run, goal.revision, goal.version, "rollback", goal.inputs)
-        return self._finish_rollback(self._drive(record, watch, log, workdir, stop))
+        record = self._begin(records, drive.run, goal.revision, goal.version, "rollback", goal.inputs)
+        return self._finish_rollback(self._drive(record, drive))
 
     def _finish_rollback(self, record: ReleaseRecord) -> NodeEnd:
         if record.phase is Phase.DONE:
             records, etag = self._records.load()
-            left = [i for i in records.records if i.phase is Phase.DONE and i.number < record.number and not i.rolled_back and i.revision != record.revision]
+            left = [
+                i
+                for i in records.records
+                if i.phase is Phase.DONE
+                and i.number < record.number
+                and not i.rolled_back
+                and i.revision != record.revision
+            ]
             if left:
                 self._records.save(records.put(_with(left[-1], rolled_back=True)), etag)
         return self._end(record)
 
     def _begin(
-        self, records: Records, run: str, revision: str, version: str, intent: Literal["apply", "rollback"], inputs: dict[str, Any]
+        self,
+        records: Records,
+        run: str,
+        revision: str,
+        version: str,
+        intent: Literal["apply", "rollback"],
+        inputs: dict[str, Any],
     ) -> ReleaseRecord:
         now = time.time()
         return ReleaseRecord(
@@ -224,10 +272,16 @@ class Release:
             return NodeEnd("failed", record.message, exit_code=7)
         return NodeEnd("waiting", record.message, exit_code=6)
 
-    def _drive(self, record: ReleaseRecord, watch: Watch, log: Callable[[str], None], workdir: Path, stop: threading.Event) -> ReleaseRecord:
+    def _drive(self, record: ReleaseRecord, drive: Drive) -> ReleaseRecord:
         """Take steps until the release is finished; the record is on the target before and after each."""
-        context = self.context(run=record.run, revision=record.revision, version=record.version, intent=record.intent, log=log)
-        inputs = self._open(record, workdir)
+        context = self.context(
+            run=record.run,
+            revision=record.revision,
+            version=record.version,
+            intent=record.intent,
+            log=drive.log,
+        )
+        inputs = self._open(record, drive.workdir)
         state = self._stage.state_model.model_validate(record.state)
         self._save(record)
         attempts = 0
@@ -249,7 +303,7 @@ class Release:
                 message = f"{message}; {step.message}"
             record = _with(record, phase=step.phase, message=message, state=state.model_dump(mode="json"))
             self._save(record)
-            watch(
+            drive.watch(
                 ReleaseStepped(
                     run=record.run, node=self._node.id, target=self.target, revision=record.revision,
                     phase=step.phase, message=step.message, requeue=step.requeue, time=record.updated,
@@ -258,7 +312,7 @@ class Release:
             )  # fmt: skip
             if step.phase is Phase.PAUSED:
                 break
-            if not record.phase.is_final and stop.wait(step.requeue):
+            if not record.phase.is_final and drive.stop.wait(step.requeue):
                 message = f"interrupted at {record.phase}; the same command goes on from there"
                 raise RunInterruptedError(message)
         return record
@@ -270,8 +324,14 @@ class Release:
             port = input_ports(type(self._stage))[name]
             items = []
             for index, manifest in enumerate(manifests):
-                kind = next(kind for kind in port.kinds if kind.kind == manifest["kind"] or len(port.kinds) == 1)
-                items.append(store.view(store.artifact(kind, manifest), workdir / record.revision[:12] / name / str(index)))
+                kind = next(
+                    kind for kind in port.kinds if kind.kind == manifest["kind"] or len(port.kinds) == 1
+                )
+                items.append(
+                    store.view(
+                        store.artifact(kind, manifest), workdir / record.revision[:12] / name / str(index)
+                    )
+                )
             opened[name] = tuple(items)
         return _bundle(self._stage, opened)
 

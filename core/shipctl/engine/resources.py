@@ -57,7 +57,9 @@ class Resources:
         if self.exclusive or (alone and self.running):
             return False
         enough = wants.cpu is None or wants.cpu <= self.cpu or not self.running
-        if self.running and not (enough and self.cpu >= 1 and (wants.gpu or 0) <= self.gpu and (wants.memory or 0) <= self.memory):
+        if self.running and not (
+            enough and self.cpu >= 1 and (wants.gpu or 0) <= self.gpu and (wants.memory or 0) <= self.memory
+        ):
             return False
         self._move(node, -1)
         self.exclusive = alone

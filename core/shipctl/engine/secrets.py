@@ -39,7 +39,9 @@ class Secrets(Mapping[str, str]):
                 message = f"secret {name!r} is shorter than {MIN_LENGTH} characters; such a value cannot be kept out of logs"
                 raise SpecError(message)
             self._values[name] = value
-            self._masks = sorted({form for item in self._values.values() for form in _forms(item)}, key=len, reverse=True)
+            self._masks = sorted(
+                {form for item in self._values.values() for form in _forms(item)}, key=len, reverse=True
+            )
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -58,14 +60,23 @@ class Secrets(Mapping[str, str]):
             return os.environ[source.env]
         if source.file is not None:
             try:
-                return (self._loaded.root / Path(source.file).expanduser()).read_text(encoding="utf-8").strip("\n")
+                return (
+                    (self._loaded.root / Path(source.file).expanduser())
+                    .read_text(encoding="utf-8")
+                    .strip("\n")
+                )
             except (OSError, UnicodeDecodeError) as exc:
                 message = f"{where}: secret {name!r} cannot be read from {source.file}: {type(exc).__name__}"
                 raise SpecError(message) from None
         command = list(source.command or ())
         try:
-            done = subprocess.run(  # noqa: S603  (the spec's own command, without a shell)
-                command, cwd=self._loaded.root, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
+            done = subprocess.run(
+                command,
+                cwd=self._loaded.root,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_TIMEOUT,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError) as exc:
             message = f"{where}: secret {name!r}: `{shlex.join(command)}` failed ({type(exc).__name__})"

@@ -41,7 +41,10 @@ def find_sources(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> di
         if not _is_file(path, ("data", name, "uri"), data.uri, problems):
             continue
         if path.suffix != ".npz":
-            problems.add(("data", name, "uri"), f"cannot read {data.uri!r} as data; write an .npz file with named arrays")
+            problems.add(
+                ("data", name, "uri"),
+                f"cannot read {data.uri!r} as data; write an .npz file with named arrays",
+            )
             continue
         files, places = _entries({path.name: path}, cache)
         found[f"data.{name}"] = Source(Dataset(files=files, role=name), places)
@@ -53,7 +56,9 @@ def _model(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> Source |
     assert model is not None  # noqa: S101  (the caller asked)
     signature = model.signature
     if signature is None:
-        problems.add(("model",), "the model needs `inputs` and `outputs`: name, dtype and shape of each tensor")
+        problems.add(
+            ("model",), "the model needs `inputs` and `outputs`: name, dtype and shape of each tensor"
+        )
         return None
     file, _, function = model.uri.partition(":")
     path = loaded.root / file
@@ -91,7 +96,10 @@ def _torch_model(
         if not _is_file(place, ("model", "weights"), model.weights, problems):
             return None
         if place.suffix != ".safetensors":
-            problems.add(("model", "weights"), f"cannot load {model.weights!r} safely; save the state dict as .safetensors")
+            problems.add(
+                ("model", "weights"),
+                f"cannot load {model.weights!r} safely; save the state dict as .safetensors",
+            )
             return None
         weights = _name(place, base)
         named[weights] = place
@@ -134,7 +142,8 @@ def _is_file(path: Path, keys: tuple[str | int, ...], shown: str, problems: Prob
 
 def _entries(named: Mapping[str, Path], cache: FileCache) -> tuple[tuple[FileEntry, ...], dict[str, Path]]:
     entries = [
-        FileEntry(path=name, sha256=cache.digest(place), size=place.stat().st_size) for name, place in sorted(named.items())
+        FileEntry(path=name, sha256=cache.digest(place), size=place.stat().st_size)
+        for name, place in sorted(named.items())
     ]
     return tuple(entries), dict(named)
 
@@ -150,7 +159,11 @@ def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
             slo[name] = float(value)
     budget = {name: float(value) for name, value in spec.budget if value is not None}
     data = {
-        name: {key: float(value) if isinstance(value, float) else value for key, value in item if key != "uri" and value is not None}
+        name: {
+            key: float(value) if isinstance(value, float) else value
+            for key, value in item
+            if key != "uri" and value is not None
+        }
         for name, item in spec.data.items()
     }
     return {"slo": slo, "budget": budget, "data": data}

@@ -37,7 +37,10 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdigit():
-                with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{name}/stat", "rb") as stream:
+                with (
+                    contextlib.suppress(OSError, IndexError, ValueError),
+                    open(f"/proc/{name}/stat", "rb") as stream,
+                ):
                     if int(stream.read().rpartition(b")")[2].split()[1]) == pid:
                         found.append(int(name))
     return found
@@ -92,7 +95,9 @@ def main() -> int:
         except OSError as exc:
             os.write(2, f"cannot start {command[0]}: {exc}\n".encode())
             os._exit(127)
-    for descriptor in range(3, 64):  # the worker's pipes are not ours: its end has to be seen by the other side
+    for descriptor in range(
+        3, 64
+    ):  # the worker's pipes are not ours: its end has to be seen by the other side
         if descriptor not in {lifeline, report, wake, notify}:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

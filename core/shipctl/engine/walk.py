@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from shipctl.engine.fingerprint import Components, fingerprint
 from shipctl.engine.graph import Node, Origin
@@ -17,7 +17,7 @@ from shipctl.engine.pipeline import Pipeline, when
 from shipctl.engine.ports import output_ports
 from shipctl.errors import ShipctlError
 from shipctl.stages.artifacts import Artifact, Report
-from shipctl.stages.base import Stage, StageOptions, StageOutputs
+from shipctl.stages.base import Stage, StageOptions
 from shipctl.stages.context import JudgeContext
 from shipctl.stages.events import Status
 from shipctl.stages.verdicts import Outcome, Verdict, worst
@@ -52,7 +52,12 @@ class NodeEnd:
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics of all its reports."""
-        return {key: value for item in self.outputs.values() if isinstance(item, Report) for key, value in item.metrics.items()}
+        return {
+            key: value
+            for item in self.outputs.values()
+            if isinstance(item, Report)
+            for key, value in item.metrics.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,9 @@ class Walk:
             return None
         lists = {name for name, bound in node.bindings.items() if self._is_list(node, name)}
         single = [origin for name, bound in node.bindings.items() if name not in lists for origin in bound]
-        droppable = self._feeding(node, [o for name in lists for o in node.bindings[name]]) - self._feeding(node, single)
+        droppable = self._feeding(node, [o for name in lists for o in node.bindings[name]]) - self._feeding(
+            node, single
+        )
         gates = {need for need in node.needs if self._is_gate(node, need)}
         for need in node.needs:
             if need in droppable or need in gates:
@@ -100,7 +107,9 @@ class Walk:
             alive = [origin for origin in bound if name not in lists or self._survives(node, origin)]
             found = [item for item in (self.artifact(origin) for origin in alive) if item is not None]
             if bound and not found:
-                why = "; ".join(f"{o}: {self.ends[o.node].message or self.ends[o.node].status}" for o in bound if o.node)
+                why = "; ".join(
+                    f"{o}: {self.ends[o.node].message or self.ends[o.node].status}" for o in bound if o.node
+                )
                 return NodeEnd("failed", f"no candidate is left for input {name!r} ({why})", exit_code=4)
             inputs[name] = tuple(found)
             origins[name] = tuple(alive)
@@ -119,7 +128,7 @@ class Walk:
         return None
 
     def _is_list(self, node: Node, port: str) -> bool:
-        from shipctl.engine.ports import input_ports  # noqa: PLC0415
+        from shipctl.engine.ports import input_ports
 
         return input_ports(node.cls)[port].many
 
@@ -148,7 +157,11 @@ class Walk:
             end = self.ends.get(check.id)
             if end is None or end.status not in GOOD:
                 state = "has not run" if end is None else _SAID[end.status]
-                return NodeEnd("blocked", f"gate {check.id} {state}; a release needs every gate on what it ships to pass", exit_code=4)
+                return NodeEnd(
+                    "blocked",
+                    f"gate {check.id} {state}; a release needs every gate on what it ships to pass",
+                    exit_code=4,
+                )
         return None
 
     def lineage(self, origins: Sequence[Origin]) -> set[Origin]:
@@ -162,7 +175,9 @@ class Walk:
             found.add(origin)
             if not origin.node:
                 continue
-            bound = [item for ports in self.pipeline.graph.nodes[origin.node].bindings.values() for item in ports]
+            bound = [
+                item for ports in self.pipeline.graph.nodes[origin.node].bindings.values() for item in ports
+            ]
             made = self.artifact(origin)
             same = [item for item in bound if made is not None and self._same(item, made)]
             waiting.extend(same or bound)
@@ -196,7 +211,9 @@ class Walk:
     def components(self, node: Node, ready: Ready) -> Components:
         """Return the components of a node whose inputs are known."""
         digests = {name: [item.digest for item in items] for name, items in ready.inputs.items()}
-        return self.pipeline.components(node, digests, self.stages_scope() if self.pipeline.options[node.id].later else {})
+        return self.pipeline.components(
+            node, digests, self.stages_scope() if self.pipeline.options[node.id].later else {}
+        )
 
     def cached(self, node: Node, parts: Components) -> tuple[Result, dict[str, Artifact]] | None:
         """Return a result of the store that is valid and whole (by size), with its outputs."""
@@ -208,18 +225,23 @@ class Walk:
         if node.cls.max_age is not None and time.time() - result.created > node.cls.max_age:
             return None
         outputs = read_outputs(self.pipeline, node, result)
-        if not all(store.has_files(item.files) for name, item in outputs.items() if name not in result.passed):
+        if not all(
+            store.has_files(item.files) for name, item in outputs.items() if name not in result.passed
+        ):
             return None
         return result, outputs
 
-    def judge(self, node: Node, options: StageOptions, outputs: Mapping[str, Artifact], ready: Ready) -> tuple[Verdict, ...]:
+    def judge(
+        self, node: Node, options: StageOptions, outputs: Mapping[str, Artifact], ready: Ready
+    ) -> tuple[Verdict, ...]:
         """Ask the stage what it says to its outputs. A stage that raises here gives an ERROR verdict."""
         assert issubclass(node.cls, Stage)  # noqa: S101  (releases judge in their steps)
         subject = ready.inputs[node.cls.subject][0].digest if node.cls.subject is not None else None
         context = JudgeContext(objectives=self.pipeline.objectives, subject=subject)
         try:
-            made = node.cls.outputs_model.model_construct(**outputs)
-            verdicts = tuple(node.cls(options).judge(cast("StageOutputs", made), context))
+            values: dict[str, Any] = dict(outputs)
+            made = node.cls.outputs_model.model_construct(**values)
+            verdicts = tuple(node.cls(options).judge(made, context))
         except ShipctlError as exc:
             return (Verdict(gate=node.spec.uses, outcome=Outcome.FAIL, message=str(exc), subject=subject),)
         except Exception as exc:  # a gate that crashes is an error, never a pass
@@ -234,7 +256,11 @@ def read_outputs(pipeline: Pipeline, node: Node, result: Result) -> dict[str, Ar
     :raises StoreError: if the store holds another kind
     """
     ports = output_ports(node.cls)
-    return {name: pipeline.store.artifact(ports[name].kinds[0], manifest) for name, manifest in result.outputs.items() if name in ports}
+    return {
+        name: pipeline.store.artifact(ports[name].kinds[0], manifest)
+        for name, manifest in result.outputs.items()
+        if name in ports
+    }
 
 
 def verdict_end(verdicts: Sequence[Verdict]) -> str | None:

@@ -44,7 +44,9 @@ def answer(call: Call) -> Answer:
         cls = load_class(call.stage)
         options = cls.options_model.model_validate(call.options)
         made = call_stage(cls(options), read_inputs(cls, call.inputs), context_of(call, _log))
-        return Answer(outputs={name: Placed.of(item) for name, item in made.items()}, peak_memory=peak_memory())
+        return Answer(
+            outputs={name: Placed.of(item) for name, item in made.items()}, peak_memory=peak_memory()
+        )
     except ShipctlError as exc:
         return Answer(error=str(exc), kind=type(exc).__name__, peak_memory=peak_memory())
     except Exception as exc:  # a plugin may raise anything; that is its failure, not the worker's

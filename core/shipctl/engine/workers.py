@@ -51,8 +51,13 @@ class Worker:
             sys.executable, "-I", "-S", supervisor.__file__, str(lifeline_read), str(report_write), "--",
             python, "-m", "shipctl.engine.worker", str(request_read), str(answer_write),
         ]  # fmt: skip
-        self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and script)
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=given, env=environment
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=given,
+            env=environment,
         )
         for descriptor in given:
             os.close(descriptor)
@@ -70,7 +75,15 @@ class Worker:
             self._tail.append(line)
             self._log(line)
 
-    def call(self, call: Call, *, log: Callable[[str], None], timeout: float | None, disk: int | None, stop: threading.Event) -> Answer:
+    def call(
+        self,
+        call: Call,
+        *,
+        log: Callable[[str], None],
+        timeout: float | None,
+        disk: int | None,
+        stop: threading.Event,
+    ) -> Answer:
         """Run a stage and return its answer.
 
         :raises StageError: if the worker died, ran longer than ``timeout`` seconds, wrote more than ``disk``
@@ -116,7 +129,11 @@ class Worker:
         """Return what to say about processes that the stage started and did not wait for."""
         below = descendants(self._process.pid)
         left = [(pid, command_line(pid)) for pid in below[1:]]
-        left = [(pid, command) for pid, command in left if command and not any(helper in command for helper in _HELPERS)]
+        left = [
+            (pid, command)
+            for pid, command in left
+            if command and not any(helper in command for helper in _HELPERS)
+        ]
         if not left:
             return None
         shown = ", ".join(f"{pid} ({command[:60]})" for pid, command in left[:3])
@@ -163,15 +180,23 @@ class Worker:
 class WorkerPool:
     """Idle workers by interpreter, so that a framework is imported once and not once per stage."""
 
-    def __init__(self, journal: Journal, run: str) -> None:
+    def __init__(self, journal: Journal, run: str, stop: threading.Event) -> None:
+        """``stop`` interrupts what runs."""
         self._journal = journal
         self._run = run
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
-        self.stop = threading.Event()
+        self._stop = stop
 
     def run(
-        self, call: Call, *, python: str, fresh: bool, log: Callable[[str], None], timeout: float | None, disk: int | None
+        self,
+        call: Call,
+        *,
+        python: str,
+        fresh: bool,
+        log: Callable[[str], None],
+        timeout: float | None,
+        disk: int | None,
     ) -> Answer:
         """Run a call in an idle worker, or in a new one; ``fresh`` means one of its own.
 
@@ -180,7 +205,7 @@ class WorkerPool:
         worker = None if fresh else self._take(python, call.threads)
         worker = worker or Worker(python, self._journal, self._run, call.threads)
         try:
-            answer = worker.call(call, log=log, timeout=timeout, disk=disk, stop=self.stop)
+            answer = worker.call(call, log=log, timeout=timeout, disk=disk, stop=self._stop)
         except BaseException:
             worker.close()
             raise
@@ -214,7 +239,12 @@ class WorkerPool:
 def error_class(name: str) -> type[ShipctlError]:
     """Return an error class of shipctl by name; StageError for one that it does not have."""
     found = getattr(errors, name, StageError)
-    return found if isinstance(found, type) and issubclass(found, StageError | PluginError | errors.GateError | errors.UnavailableError) else StageError
+    return (
+        found
+        if isinstance(found, type)
+        and issubclass(found, StageError | PluginError | errors.GateError | errors.UnavailableError)
+        else StageError
+    )
 
 
 def end_leftovers(journal: Journal, say: Callable[[str], None]) -> None:
@@ -238,5 +268,9 @@ def disk_problem(workdir: Path, limit: int | None) -> str | None:
     for folder, _, names in os.walk(workdir):
         for name in names:
             with suppress(OSError):
-                used += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118  (polled while a stage runs)
-    return f"wrote {Size(used)} to its work directory, and `resources.disk` allows {Size(limit)}" if used > limit else None
+                used += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118  (polled while a stage runs)
+    return (
+        f"wrote {Size(used)} to its work directory, and `resources.disk` allows {Size(limit)}"
+        if used > limit
+        else None
+    )

@@ -45,7 +45,7 @@ def sync_file(path: Path) -> None:
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace ``path`` by ``data`` so that a reader sees the old or the new bytes, whatever happens meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(path) as twin:
+    with temporary_in(path.parent) as twin:
         with twin.open("wb") as stream:
             stream.write(data)
             if durable:
@@ -57,9 +57,9 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 @contextmanager
-def temporary_beside(path: Path) -> Iterator[Path]:
-    """Yield the name of a new, empty file in the same folder; it is removed unless it was moved away."""
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+def temporary_in(folder: Path) -> Iterator[Path]:
+    """Yield the name of a new, empty file in a folder; it is removed unless it was moved away."""
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
     os.close(descriptor)
     twin = Path(name)
     try:

@@ -2,6 +2,7 @@
 
     blobs/ab/<sha256>        the bytes of one file, read-only
     results/ab/<fingerprint> what a stage made, behind a checksum of its own
+    tmp/                     files that are being written
 
 Blobs are synced before the result that names them is linked into place, so a result that exists is whole,
 and the first result for a fingerprint wins. Bytes that are about to be used are always hashed; size alone
@@ -23,7 +24,7 @@ from pydantic import Field, ValidationError
 from shipctl.errors import CorruptArtifactError, StageError, StoreError
 from shipctl.records import Record
 from shipctl.stages.artifacts import Artifact, FileEntry
-from shipctl.store.files import hash_file, sync_file, temporary_beside
+from shipctl.store.files import hash_file, sync_file, temporary_in
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
@@ -34,7 +35,9 @@ class Result(Record):
     fingerprint: str = Field(description="Fingerprint of the stage with its inputs.")
     uses: str = Field(description="The stage plugin's name.")
     outputs: dict[str, dict[str, Any]] = Field(description="Output name to artifact manifest.")
-    passed: dict[str, str] = Field(default_factory=dict, description="Outputs that are an input, unchanged: name to digest.")
+    passed: dict[str, str] = Field(
+        default_factory=dict, description="Outputs that are an input, unchanged: name to digest."
+    )
     created: float = Field(description="Seconds since the epoch.")
     seconds: float = Field(description="Wall time of the run.")
     peak_memory: int | None = Field(default=None, description="Highest resident memory, in bytes.")
@@ -47,6 +50,15 @@ class LocalStore:
         self.root = root
         self._blobs = root / "blobs"
         self._results = root / "results"
+
+    def _unfinished(self) -> Path:
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half-written. Only for who holds the project's lock."""
+        shutil.rmtree(self.root / "tmp", ignore_errors=True)
 
     # -- bytes ---------------------------------------------------------------------------------------------
 
@@ -76,7 +88,7 @@ class LocalStore:
             sync_file(source)
             source.replace(blob)
         else:
-            with temporary_beside(blob) as twin:
+            with temporary_in(self._unfinished()) as twin:
                 shutil.copyfile(source, twin)
                 if hash_file(twin)[0] != sha256:
                     message = f"{source} changed while it was read; run the same command again"
@@ -121,7 +133,9 @@ class LocalStore:
                 shutil.copyfile(blob, place)
         return artifact.located(folder)
 
-    def publish(self, artifact: ArtifactT, workdir: Path, forbidden: Mapping[bytes, str] | None = None) -> ArtifactT:
+    def publish(
+        self, artifact: ArtifactT, workdir: Path, forbidden: Mapping[bytes, str] | None = None
+    ) -> ArtifactT:
         """Take the files of a new artifact out of ``workdir`` into the store and return it with its ``files``.
 
         ``forbidden`` maps byte strings that must not be stored (secrets) to their names.
@@ -146,7 +160,9 @@ class LocalStore:
                 raise StageError(message)
             sha256, size, found = hash_file(path, tuple(forbidden or ()))
             if found is not None and forbidden is not None:
-                message = f"output {name} contains the value of secret {forbidden[found]!r}; nothing was stored"
+                message = (
+                    f"output {name} contains the value of secret {forbidden[found]!r}; nothing was stored"
+                )
                 raise StageError(message)
             entries.append((path, FileEntry(path=name, sha256=sha256, size=size)))
         for path, entry in entries:
@@ -163,7 +179,7 @@ class LocalStore:
         path = self._result_path(result.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         body = result.model_dump_json().encode()
-        with temporary_beside(path) as twin:
+        with temporary_in(self._unfinished()) as twin:
             with twin.open("wb") as stream:
                 stream.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
                 stream.flush()
@@ -207,5 +223,3 @@ class LocalStore:
             message = f"expected a {model.kind} in the store and found a {manifest.get('kind')}"
             raise StoreError(message)
         return model.model_validate({key: value for key, value in manifest.items() if key != "kind"})
-
-

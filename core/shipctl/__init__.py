@@ -1,0 +1,110 @@
+"""shipctl ships models: one declarative spec per model, from the source to a server, and back if it degrades.
+
+Everything that a plugin or a script may rely on is importable from here; the rest may change. Names are
+imported when they are first used, so that `import shipctl` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shipctl.engine.apply import RunResult, apply
+    from shipctl.engine.hooks import Hooks
+    from shipctl.engine.plan import Plan, make_plan, read_plan
+    from shipctl.errors import (
+        GateError,
+        PluginError,
+        ShipctlError,
+        SpecError,
+        StageError,
+        StalePlanError,
+        StoreError,
+        UnavailableError,
+    )
+    from shipctl.signature import Signature, TensorSpec
+    from shipctl.spec import Duration, LoadedSpec, Percentage, Rate, Size, load_spec
+    from shipctl.stages import events
+    from shipctl.stages.artifacts import (
+        Artifact,
+        Dataset,
+        FileEntry,
+        OnnxModel,
+        Report,
+        TorchModel,
+        TritonRepository,
+    )
+    from shipctl.stages.base import (
+        API_VERSION,
+        Bound,
+        NoOptions,
+        Phase,
+        ReleaseStage,
+        ReleaseState,
+        Serving,
+        Stage,
+        StageInputs,
+        StageOptions,
+        StageOutputs,
+        Step,
+    )
+    from shipctl.stages.context import (
+        CheckContext,
+        JudgeContext,
+        Objectives,
+        ReleaseContext,
+        StageContext,
+        Upstream,
+    )
+    from shipctl.stages.hookspecs import hookimpl
+    from shipctl.stages.verdicts import Outcome, Verdict, compare
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "shipctl.engine.apply": ["RunResult", "apply"],
+    "shipctl.engine.hooks": ["Hooks"],
+    "shipctl.engine.plan": ["Plan", "make_plan", "read_plan"],
+    "shipctl.errors": [
+        "GateError", "PluginError", "ShipctlError", "SpecError", "StageError", "StalePlanError", "StoreError",
+        "UnavailableError",
+    ],
+    "shipctl.signature": ["Signature", "TensorSpec"],
+    "shipctl.spec": ["Duration", "LoadedSpec", "Percentage", "Rate", "Size", "load_spec"],
+    "shipctl.stages.events": ["events"],
+    "shipctl.stages.artifacts": [
+        "Artifact", "Dataset", "FileEntry", "OnnxModel", "Report", "TorchModel", "TritonRepository",
+    ],
+    "shipctl.stages.base": [
+        "API_VERSION", "Bound", "NoOptions", "Phase", "ReleaseStage", "ReleaseState", "Serving", "Stage", "StageInputs",
+        "StageOptions", "StageOutputs", "Step",
+    ],
+    "shipctl.stages.context": ["CheckContext", "JudgeContext", "Objectives", "ReleaseContext", "StageContext", "Upstream"],
+    "shipctl.stages.hookspecs": ["hookimpl"],
+    "shipctl.stages.verdicts": ["Outcome", "Verdict", "compare"],
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "API_VERSION", "Artifact", "Bound", "CheckContext", "Dataset", "Duration", "FileEntry", "GateError", "Hooks",
+    "JudgeContext", "LoadedSpec", "NoOptions", "Objectives", "OnnxModel", "Outcome", "Percentage", "Phase", "Plan",
+    "PluginError", "Rate", "ReleaseContext", "ReleaseStage", "ReleaseState", "Report", "RunResult", "Serving",
+    "ShipctlError", "Signature", "Size", "SpecError", "Stage", "StageContext", "StageError", "StageInputs",
+    "StageOptions", "StageOutputs", "StalePlanError", "Step", "StoreError", "TensorSpec", "TorchModel",
+    "TritonRepository", "UnavailableError", "Upstream", "Verdict", "__version__", "apply", "compare", "events",
+    "hookimpl", "load_spec", "make_plan", "read_plan",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        message = f"module 'shipctl' has no attribute {name!r}"
+        raise AttributeError(message)
+    module = import_module(home)
+    return module if name == "events" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
