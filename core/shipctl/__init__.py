@@ -80,7 +80,9 @@ _HOMES = {
         "API_VERSION", "Bound", "NoOptions", "Phase", "ReleaseStage", "ReleaseState", "Serving", "Stage", "StageInputs",
         "StageOptions", "StageOutputs", "Step",
     ],
-    "shipctl.stages.context": ["CheckContext", "JudgeContext", "Objectives", "ReleaseContext", "StageContext", "Upstream"],
+    "shipctl.stages.context": [
+        "CheckContext", "JudgeContext", "Objectives", "ReleaseContext", "StageContext", "Upstream",
+    ],
     "shipctl.stages.hookspecs": ["hookimpl"],
     "shipctl.stages.verdicts": ["Outcome", "Verdict", "compare"],
 }  # fmt: skip

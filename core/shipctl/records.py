@@ -17,7 +17,9 @@ class Record(BaseModel):
 
 def canonical_json(value: Any) -> bytes:
     """Return ``value`` (JSON types only) as UTF-8 JSON that is equal for equal values: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest_of(value: Any) -> str:

@@ -96,7 +96,10 @@ def call_stage(
     found = {key: getattr(made, key) for key in type(made).model_fields}
     surplus = sorted(set(found) - set(ports))
     if surplus:
-        message = f"{name}.run returned {', '.join(surplus)}, which it does not declare; it declares {', '.join(ports) or 'nothing'}"
+        declared = ", ".join(ports) or "nothing"
+        message = (
+            f"{name}.run returned {', '.join(surplus)}, which it does not declare; it declares {declared}"
+        )
         raise PluginError(message)
     for key, port in ports.items():
         if not isinstance(found.get(key), port.kinds):

@@ -99,9 +99,11 @@ def differences(old: Components, new: Components) -> list[str]:
         if before == after:
             continue
         if isinstance(before, dict) and isinstance(after, dict):
-            for key in sorted({*before, *after}):
-                if before.get(key) != after.get(key):
-                    words.append(_difference(name, key, before.get(key), after.get(key)))
+            words.extend(
+                _difference(name, key, before.get(key), after.get(key))
+                for key in sorted({*before, *after})
+                if before.get(key) != after.get(key)
+            )
         else:
             words.append(_difference(name, "", before, after))
     return words

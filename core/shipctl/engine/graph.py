@@ -311,17 +311,19 @@ class GraphBuilder:
         return offers
 
     def _reference(self, name: str, port: Port) -> list[_Offer] | str:
-        """Return what a reference such as `onnx`, `onnx.model` or `data.golden` stands for, or what is wrong with it."""
+        """Return what a reference (`onnx`, `onnx.model`, `data.golden`) stands for, or what is wrong with it."""
         if name in self._sources:
             if not port.takes(self._sources[name]):
-                return f"{name} is {_article(self._sources[name].kind)}, and input {port.name!r} wants {_article(str(port))}"
+                found_kind = _article(self._sources[name].kind)
+                return f"{name} is {found_kind}, and input {port.name!r} wants {_article(str(port))}"
             return [_Offer(Origin("", name), None)]
         stage, _, output = name.partition(".")
         if stage not in self._by_stage:
             known = [item.id for item in self._loaded.spec.stages]
             if stage in known:
                 return f"{stage!r} does not run before this stage"
-            return f"there is no stage {stage!r} and nothing the spec brings has that name{near(name, [*known, *self._sources])}"
+            hint = near(name, [*known, *self._sources])
+            return f"there is no stage {stage!r} and nothing the spec brings has that name{hint}"
         found = self._from_stage(stage, port, output or None)
         if not found:
             outputs = sorted({offer.origin.port for offer in self._from_stage(stage, _ANYTHING)})

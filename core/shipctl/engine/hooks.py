@@ -28,9 +28,7 @@ class Hooks:
             try:
                 found = point.load()
                 self._manager.register(found() if isinstance(found, type) else found, name=point.name)
-            except (
-                Exception
-            ) as exc:  # a hook may fail in any way while it imports, and the run goes on without it
+            except Exception as exc:  # noqa: BLE001  (a hook may fail in any way; the run goes on)
                 self.problems.append(
                     f"hook {point.name!r} ({point.value}) does not load: {type(exc).__name__}: {exc}"
                 )
@@ -41,7 +39,7 @@ class Hooks:
         for implementation in caller.get_hookimpls():
             try:
                 implementation.function(*([event] if implementation.argnames else []))
-            except Exception as exc:  # hooks observe: what they raise is reported and changes nothing
+            except Exception as exc:  # noqa: BLE001  (hooks observe: what they raise changes nothing)
                 self.problems.append(
                     f"hook {implementation.plugin_name!r} failed in {caller.name}: {type(exc).__name__}: {exc}"
                 )

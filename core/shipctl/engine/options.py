@@ -78,7 +78,7 @@ def plan_options(node: Node, loaded: LoadedSpec, problems: Problems) -> PlannedO
             problems.add(
                 (*where, name),
                 f"{node.spec.id} reads {', '.join(f'vars.{item}' for item in sorted(overlaid))}, which environment "
-                f"{loaded.environment!r} changes; only release stages may, since every environment ships the same files",
+                f"{loaded.environment!r} changes; only release stages may: every environment ships the same files",
             )
         if any(path[0] in SCOPE_LATER for path in refs):
             later[name] = raw

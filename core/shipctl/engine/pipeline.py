@@ -63,7 +63,7 @@ class Pipeline:
     def components(
         self, node: Node, inputs: Mapping[str, Sequence[str]], stages: Mapping[str, Any] | None = None
     ) -> Components:
-        """Return the components of a transform node's fingerprint; ``stages`` as for :meth:`PlannedOptions.canonical`."""
+        """Return the components of a transform node; ``stages`` as for :meth:`PlannedOptions.canonical`."""
         assert issubclass(node.cls, Stage)  # noqa: S101  (releases have revisions instead)
         options = self.options[node.id].canonical(node.cls.options_model, stages, self.scope(node))
         return components(self.fingerprints.of_class(node.cls), options, inputs)
@@ -229,6 +229,7 @@ def when(pipeline: Pipeline, node: Node, stages: Mapping[str, Any] | None) -> bo
         return None
     answer = evaluate(value, {**pipeline.scope(node), **({"stages": stages} if stages is not None else {})})
     if not isinstance(answer, bool):
-        message = f"{pipeline.loaded.locate(('stages', node.index, 'when'))}: `when` of {node.spec.id} came to {answer!r}; write a comparison"
+        where = pipeline.loaded.locate(("stages", node.index, "when"))
+        message = f"{where}: `when` of {node.spec.id} came to {answer!r}; write a comparison"
         raise SpecError(message)
     return answer

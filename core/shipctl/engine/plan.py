@@ -217,7 +217,9 @@ def check_targets(plan: Plan) -> None:
         return
     for name, parts in _target_parts(plan.pipeline).items():
         if plan.parts[name] != parts:
-            message = f"the plan is stale, nothing was done; since it was made, the {name} changed; make a new one with `shipctl plan`"
+            message = (
+                f"the plan is stale, nothing was done: the {name} changed; make a new one with `shipctl plan`"
+            )
             raise StalePlanError(message)
 
 
@@ -257,7 +259,8 @@ def read_plan(path: Path, registry: Registry | None = None) -> Plan:
                 f"{name}: {what}" for what in differences(pinned.get(name, {}), plan.parts.get(name, {}))
             ]
         shown = "\n".join(f"  {line}" for line in moved)
-        message = f"{path.name} is stale, nothing was done; since it was made:\n{shown}\nmake a new one with `shipctl plan`"
+        advice = "make a new one with `shipctl plan`"
+        message = f"{path.name} is stale, nothing was done; since it was made:\n{shown}\n{advice}"
         raise StalePlanError(message)
     return replace(plan, pinned=True)
 

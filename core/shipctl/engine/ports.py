@@ -63,7 +63,8 @@ def _port(stage: StageClass, name: str, annotation: Any) -> Port:
     kinds = tuple(part for part in parts if part is not type(None))
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, Artifact)):
-            message = f"{stage.__module__}.{stage.__qualname__}: {name} is annotated with {kind!r}, which is no artifact class"
+            where = f"{stage.__module__}.{stage.__qualname__}"
+            message = f"{where}: {name} is annotated with {kind!r}, which is no artifact class"
             raise PluginError(message)
     return Port(name, kinds, many=many, optional=optional)
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 ABORT_ATTEMPTS = 5
 """Times that an abort that raises is tried again, a second and more apart."""
 
+SHORT_DIGEST = 6
+"""Digits of a revision's digest that are enough to name it."""
+
 Watch = Callable[[ReleaseStepped, "Sequence[Verdict]"], None]
 
 
@@ -179,7 +182,7 @@ class Release:
         latest = records.latest
         if latest is not None and not latest.phase.is_final and latest.revision != self.revision:
             drive.log(
-                f"release {latest.number} of {latest.version} was not finished; aborting it for {self._pipeline.version}"
+                f"release {latest.number} of {latest.version} is unfinished; aborting it for {self._pipeline.version}"
             )
             self._drive(_with(latest, phase=Phase.ABORTING, message="superseded"), drive)
             records, _ = self._records.load()
@@ -194,7 +197,10 @@ class Release:
         gone = records.was_rolled_back(self.revision)
         if gone is not None and not retry:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone.updated))
-            message = f"revision {self.revision[:12]} ({gone.version}) was rolled back on {when}; `apply --retry` releases it again"
+            message = (
+                f"revision {self.revision[:12]} ({gone.version}) was rolled back on {when}; "
+                "`apply --retry` releases it again"
+            )
             return NodeEnd("failed", message, exit_code=7)
         assert self._inputs is not None  # noqa: S101  (apply is called with inputs)
         manifests = {name: [item.manifest() for item in items] for name, items in self._inputs.items()}
@@ -206,7 +212,7 @@ class Release:
 
         :raises SpecError: if there is none such
         """
-        records, etag = self._records.load()
+        records, _ = self._records.load()
         latest, stable = records.latest, records.stable
         if latest is not None and not latest.phase.is_final:
             if latest.intent == "apply":
@@ -220,7 +226,9 @@ class Release:
             (
                 item
                 for item in choices
-                if to is None or item.version == to or (len(to) >= 6 and item.revision.startswith(to))
+                if to is None
+                or item.version == to
+                or (len(to) >= SHORT_DIGEST and item.revision.startswith(to))
             ),
             None,
         )

@@ -48,7 +48,8 @@ class Resources:
             return f"{node.spec.id} needs {wants.memory} of memory, and this machine has {Size(self.memory)}"
         for name, value in wants.labels.items():
             if self.labels.get(name) != value:
-                return f"{node.spec.id} needs a machine with {name}={value}; if this is one, export {LABELS}={name}={value}"
+                label = f"{name}={value}"
+                return f"{node.spec.id} needs a machine with {label}; if this is one, export {LABELS}={label}"
         return None
 
     def take(self, node: Node, *, alone: bool) -> bool:

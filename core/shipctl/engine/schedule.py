@@ -30,7 +30,7 @@ _MORE_THREADS = 8
 
 
 class Schedule:
-    """One walk over the nodes of a pipeline. The main thread decides and runs what is inline; the rest runs in threads."""
+    """One walk over a pipeline. The main thread decides and runs what is inline; the rest runs in threads."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class Schedule:
             end = NodeEnd("failed", str(exc), exit_code=exc.exit_code)
         except DamagedInputError:
             raise
-        except Exception as exc:  # a release plugin may raise anything; its record stands on the target
+        except Exception as exc:  # noqa: BLE001  (a release plugin may raise anything; its record stands on the target)
             end = NodeEnd("failed", f"{type(exc).__name__}: {exc}", exit_code=1)
         end.seconds = time.monotonic() - started
         return end
@@ -287,10 +287,10 @@ class Schedule:
         if end.fingerprint is not None:
             self._pipeline.store.drop_result(end.fingerprint)
         busy = {item.id for item in self._running.values()}
-        again = [
-            name for name in self._below(maker.node)
-            if name not in busy and (name == node.id or name in self._walk.ends) and not (self._nodes[name].is_release and name != node.id)
-        ]  # fmt: skip
+        ended = [name for name in self._below(maker.node) if name not in busy and name in self._walk.ends]
+        again = [name for name in ended if not self._nodes[name].is_release]
+        if node.id not in again:
+            again.append(node.id)
         for name in again:
             self._walk.ends.pop(name, None)
         for name in again:

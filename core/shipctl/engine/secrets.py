@@ -36,7 +36,9 @@ class Secrets(Mapping[str, str]):
         if name not in self._values:
             value = self._fetch(name)
             if len(value) < MIN_LENGTH:
-                message = f"secret {name!r} is shorter than {MIN_LENGTH} characters; such a value cannot be kept out of logs"
+                message = (
+                    f"secret {name!r} has fewer than {MIN_LENGTH} characters; that cannot be kept out of logs"
+                )
                 raise SpecError(message)
             self._values[name] = value
             self._masks = sorted(

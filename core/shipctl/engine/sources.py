@@ -149,7 +149,7 @@ def _entries(named: Mapping[str, Path], cache: FileCache) -> tuple[tuple[FileEnt
 
 
 def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
-    """Return the spec's slo, budget and data settings, flat and in base units."""
+    """Return what stages may know of the spec as a whole: see :class:`~shipctl.stages.context.Objectives`."""
     spec = loaded.spec
     slo: dict[str, float] = {}
     for name, value in spec.slo:
@@ -166,4 +166,4 @@ def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
         }
         for name, item in spec.data.items()
     }
-    return {"slo": slo, "budget": budget, "data": data}
+    return {"pipeline": {"name": spec.metadata.name}, "slo": slo, "budget": budget, "data": data}

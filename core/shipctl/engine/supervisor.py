@@ -25,7 +25,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def prctl(option: int, value: int) -> None:
-    """Call Linux's prctl(2); elsewhere, do nothing."""
+    """Set a property of this process, on Linux (see the manual page of the system call); elsewhere, do nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
@@ -35,11 +35,11 @@ def children(pid: int) -> list[int]:
     """Return the direct children of a process (from /proc; none where there is no /proc)."""
     found = []
     with contextlib.suppress(OSError):
-        for name in os.listdir("/proc"):
+        for name in os.listdir("/proc"):  # noqa: PTH208  (pathlib would double the time to start)
             if name.isdigit():
                 with (
                     contextlib.suppress(OSError, IndexError, ValueError),
-                    open(f"/proc/{name}/stat", "rb") as stream,
+                    open(f"/proc/{name}/stat", "rb") as stream,  # noqa: PTH123
                 ):
                     if int(stream.read().rpartition(b")")[2].split()[1]) == pid:
                         found.append(int(name))
@@ -66,6 +66,52 @@ def kill_everything() -> None:
         time.sleep(0.002)
 
 
+def start(command: list[str], ours: list[int]) -> int:
+    """Fork and run the worker in a session of its own, without the file descriptors ``ours``; return its pid."""
+    mother = os.getpid()
+    worker = os.fork()
+    if worker:
+        return worker
+    os.setsid()
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != mother:
+        os._exit(1)
+    signal.set_wakeup_fd(-1)
+    for restored in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(restored, signal.SIG_DFL)
+    for descriptor in ours:
+        os.close(descriptor)
+    try:
+        os.execv(command[0], command)  # noqa: S606  (no shell is wanted)
+    except OSError as exc:
+        os.write(2, f"cannot start {command[0]}: {exc}\n".encode())
+        os._exit(127)
+
+
+def let_go(ours: list[int]) -> None:
+    """Close the worker's pipes on this side, so that its end is seen on the other."""
+    for descriptor in range(3, 64):
+        if descriptor not in ours:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+
+
+def reap(worker: int) -> int | None:
+    """Take the status of every child that has ended; return the worker's if it is among them."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if pid == worker:
+            return status
+        if not pid:
+            return None
+
+
 def main() -> int:
     """Start the command behind ``--`` and see it through."""
     lifeline, report = int(sys.argv[1]), int(sys.argv[2])
@@ -78,32 +124,9 @@ def main() -> int:
     signal.set_wakeup_fd(notify, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    mother = os.getpid()
-    worker = os.fork()
-    if worker == 0:
-        os.setsid()
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != mother:
-            os._exit(1)
-        signal.set_wakeup_fd(-1)
-        for restored in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(restored, signal.SIG_DFL)
-        for descriptor in (lifeline, report, wake, notify):
-            os.close(descriptor)
-        try:
-            os.execv(command[0], command)
-        except OSError as exc:
-            os.write(2, f"cannot start {command[0]}: {exc}\n".encode())
-            os._exit(127)
-    for descriptor in range(
-        3, 64
-    ):  # the worker's pipes are not ours: its end has to be seen by the other side
-        if descriptor not in {lifeline, report, wake, notify}:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
+    ours = [lifeline, report, wake, notify]
+    worker = start(command, ours)
+    let_go(ours)
     status = None
     while status is None:
         ready, _, _ = select.select([lifeline, wake], [], [])
@@ -111,15 +134,7 @@ def main() -> int:
             break
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 512)
-        while status is None:
-            try:
-                pid, state = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if not pid:
-                break
-            if pid == worker:
-                status = state
+        status = reap(worker)
     kill_everything()
     with contextlib.suppress(OSError):
         os.write(report, f"{'' if status is None else status}\n".encode())

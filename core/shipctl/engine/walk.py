@@ -244,7 +244,7 @@ class Walk:
             verdicts = tuple(node.cls(options).judge(made, context))
         except ShipctlError as exc:
             return (Verdict(gate=node.spec.uses, outcome=Outcome.FAIL, message=str(exc), subject=subject),)
-        except Exception as exc:  # a gate that crashes is an error, never a pass
+        except Exception as exc:  # noqa: BLE001  (a gate that crashes is an error, never a pass)
             message = f"judging crashed with {type(exc).__name__}: {exc}"
             return (Verdict(gate=node.spec.uses, outcome=Outcome.ERROR, message=message, subject=subject),)
         return verdicts

@@ -49,7 +49,7 @@ def answer(call: Call) -> Answer:
         )
     except ShipctlError as exc:
         return Answer(error=str(exc), kind=type(exc).__name__, peak_memory=peak_memory())
-    except Exception as exc:  # a plugin may raise anything; that is its failure, not the worker's
+    except Exception as exc:  # noqa: BLE001  (a plugin may raise anything; that is its failure, not ours)
         text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
         return Answer(error=text, trace=traceback.format_exc(), peak_memory=peak_memory())
 

@@ -137,7 +137,10 @@ class Worker:
         if not left:
             return None
         shown = ", ".join(f"{pid} ({command[:60]})" for pid, command in left[:3])
-        return f"left {len(left)} process{'es' if len(left) > 1 else ''} running, which {'were' if len(left) > 1 else 'was'} stopped: {shown}"
+        what = (
+            "1 process running, which was" if len(left) == 1 else f"{len(left)} processes running, which were"
+        )
+        return f"left {what} stopped: {shown}"
 
     def _died(self) -> StageError:
         status = self._wait_report()
@@ -261,7 +264,7 @@ def disk_problem(workdir: Path, limit: int | None) -> str | None:
     with suppress(OSError):
         space = os.statvfs(workdir)
         if space.f_bavail * space.f_frsize < MIN_FREE:
-            return f"filled the disk: less than {Size(MIN_FREE)} is free below {workdir}; make room, or set `resources.disk`"
+            return f"filled the disk: less than {Size(MIN_FREE)} is free; make room, or set `resources.disk`"
     if limit is None:
         return None
     used = 0

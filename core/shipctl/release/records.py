@@ -33,10 +33,14 @@ class ReleaseRecord(Record):
     phase: Phase = Field(description="Where it stands.")
     message: str = Field(default="", description="What the last step said.")
     state: dict[str, Any] = Field(default_factory=dict, description="What the stage remembers.")
-    inputs: dict[str, list[dict[str, Any]]] = Field(default_factory=dict, description="Manifests of the inputs, by name.")
+    inputs: dict[str, list[dict[str, Any]]] = Field(
+        default_factory=dict, description="Manifests of the inputs, by name."
+    )
     started: float = Field(description="Seconds since the epoch.")
     updated: float = Field(description="Seconds since the epoch.")
-    rolled_back: bool = Field(default=False, description="Whether it was left by a rollback after it was done.")
+    rolled_back: bool = Field(
+        default=False, description="Whether it was left by a rollback after it was done."
+    )
 
 
 class Records(Record):
@@ -52,7 +56,10 @@ class Records(Record):
     @property
     def stable(self) -> ReleaseRecord | None:
         """What serves: the last one that was done and not rolled back."""
-        return next((item for item in reversed(self.records) if item.phase is Phase.DONE and not item.rolled_back), None)
+        return next(
+            (item for item in reversed(self.records) if item.phase is Phase.DONE and not item.rolled_back),
+            None,
+        )
 
     def was_rolled_back(self, revision: str) -> ReleaseRecord | None:
         """Return the last record of a revision if that ended in a rollback."""
@@ -60,7 +67,7 @@ class Records(Record):
         return last if last is not None and (last.rolled_back or last.phase is Phase.ROLLED_BACK) else None
 
     def way_back(self) -> list[ReleaseRecord]:
-        """Return the revisions that a rollback may go to, the nearest first: done once, never rolled back, not serving."""
+        """Return what a rollback may go to, the nearest first: done once, never rolled back, not serving."""
         stable = self.stable
         bad = {item.revision for item in self.records if item.rolled_back or item.phase is Phase.ROLLED_BACK}
         bad |= {stable.revision} if stable is not None else set()
@@ -94,7 +101,7 @@ class FileRecords:
         try:
             return Records.model_validate_json(body), hashlib.sha256(body).hexdigest()
         except ValidationError as exc:
-            message = f"{self._path} is damaged ({exc.error_count()} errors); restore it, or move it away to release anew"
+            message = f"{self._path} is damaged ({exc.error_count()} errors); restore it, or move it away"
             raise StoreError(message) from exc
 
     def save(self, records: Records, etag: str) -> str:
@@ -103,7 +110,7 @@ class FileRecords:
         :raises StoreError: if somebody else has written meanwhile
         """
         if self.load()[1] != etag:
-            message = f"{self._path} was changed by another run; look with `shipctl status` and run the same command again"
+            message = f"{self._path} was changed by another run; see `shipctl status`, then run the same command again"
             raise StoreError(message)
         body = records.model_dump_json(indent=1).encode()
         write_atomic(self._path, body)

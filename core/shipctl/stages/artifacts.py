@@ -94,9 +94,12 @@ class TorchModel(Artifact):
     kind: ClassVar[str] = "torch-model"
 
     builder: str = Field(description="`path/in/the/artifact.py:function`, which returns the torch.nn.Module.")
-    weights: str | None = Field(default=None, description="The safetensors file of the artifact, if there is one.")
+    weights: str | None = Field(
+        default=None, description="The safetensors file of the artifact, if there is one."
+    )
     modules: str = Field(
-        default="", description="Digest of the user's own installed packages that the builder imports besides."
+        default="",
+        description="Digest of the user's own installed packages that the builder imports besides.",
     )
     signature: Signature = Field(description="The inputs and outputs that the spec promises.")
 
@@ -108,9 +111,12 @@ class OnnxModel(Artifact):
 
     signature: Signature = Field(description="Inputs and outputs of the graph.")
     opset: int | None = Field(
-        default=None, description="Version of the default operator set; None for a model that the spec brings."
+        default=None,
+        description="Version of the default operator set; None for a model that the spec brings.",
     )
-    precision: str = Field(default="fp32", description="What most of its arithmetic is done in: fp32, fp16, int8, …")
+    precision: str = Field(
+        default="fp32", description="What most of its arithmetic is done in: fp32, fp16, int8, …"
+    )
     derived_from: str | None = Field(default=None, description="Digest of the model it was made from.")
 
     @property
@@ -138,7 +144,9 @@ class Report(Artifact):
         default_factory=dict,
         description="Named numbers in base units (seconds, bytes, fractions, per second), such as latency.p95.",
     )
-    details: dict[str, Any] = Field(default_factory=dict, description="JSON for the report page: tables and series.")
+    details: dict[str, Any] = Field(
+        default_factory=dict, description="JSON for the report page: tables and series."
+    )
 
 
 class TritonRepository(Artifact):

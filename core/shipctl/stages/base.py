@@ -57,7 +57,7 @@ class NoOptions(StageOptions):
 
 
 class ReleaseState(Record):
-    """Base of what a release stage remembers between steps. Every field needs a default: the first step gets it bare."""
+    """Base of what a release stage remembers between steps. Fields need defaults: the first step gets it bare."""
 
 
 OptionsT = TypeVar("OptionsT", bound=StageOptions)
@@ -87,7 +87,7 @@ class _Plugin(ABC):
     options_model: ClassVar[type[StageOptions]]
     inputs_model: ClassVar[type[StageInputs]]
     requires: ClassVar[Mapping[str, str]] = {}
-    """Modules that have to be importable, and what brings them: ``{"torch": "shipctl[torch]"}``; checked at plan time."""
+    """Modules that have to be importable, and what brings them: ``{"torch": "shipctl[torch]"}``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -113,7 +113,7 @@ class Stage(_Plugin, Generic[OptionsT, InputsT, OutputsT]):
     outputs_model: ClassVar[type[StageOutputs]]
 
     isolation: ClassVar[Literal["process", "inline"]] = "process"
-    """`process`: in a worker that can be killed and gives its memory back. `inline`: quick, pure Python, no framework."""
+    """`process`: in a worker that can be killed and gives its memory back. `inline`: quick, no framework."""
     subject: ClassVar[str | None] = None
     """A check names the input that it looks at. That input passes through unchanged to the stages after it."""
     measurement: ClassVar[bool] = False
@@ -122,7 +122,7 @@ class Stage(_Plugin, Generic[OptionsT, InputsT, OutputsT]):
     """Seconds that a measurement stays valid; None means for ever."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names (or patterns such as `latency.*`) of the metrics in its reports."""
-    reads: ClassVar[tuple[Literal["slo", "budget", "data"], ...]] = ()
+    reads: ClassVar[tuple[Literal["pipeline", "slo", "budget", "data"], ...]] = ()
     """Blocks of the spec that `run` (not `judge`) looks at; they count in the fingerprint."""
     tools: ClassVar[tuple[str, ...]] = ()
     """Installed distributions whose version matters to the result, such as `onnxruntime`."""
@@ -197,7 +197,9 @@ class Serving(Record):
     since: float = Field(description="Seconds since the epoch at which it began to serve.")
     healthy: bool = Field(description="Whether it answered when asked just now.")
     endpoints: dict[str, str] = Field(default_factory=dict, description="Protocol to address.")
-    details: dict[str, str] = Field(default_factory=dict, description="More for a person: Triton's version number, pid.")
+    details: dict[str, str] = Field(
+        default_factory=dict, description="More for a person: Triton's version number, pid."
+    )
 
 
 class ReleaseStage(_Plugin, Generic[OptionsT, InputsT, StateT]):
@@ -239,7 +241,7 @@ class ReleaseStage(_Plugin, Generic[OptionsT, InputsT, StateT]):
 
     @abstractmethod
     def abort(self, state: StateT, inputs: InputsT, ctx: ReleaseContext) -> tuple[StateT, Step]:
-        """Take the next step back: traffic first, then the rest, until ROLLED_BACK (or REJECTED for a first release)."""
+        """Take the next step back, traffic first, until ROLLED_BACK (or REJECTED for a first release)."""
 
     @abstractmethod
     def status(self, ctx: ReleaseContext) -> Sequence[Serving]:

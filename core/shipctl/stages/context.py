@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Objectives:
-    """The spec's numbers that gates and objectives refer to, in base units (seconds, fractions, per second).
+    """What the spec says about the model as a whole; numbers are in base units (seconds, fractions, per second).
 
     ``slo`` and ``budget`` are flat: ``{"latency.p95": 0.1, "error_rate": 0.01}``. ``data`` holds, per name
     below ``data:``, what the spec says about it beside the file: ``{"evaluation": {"metric": "accuracy",
     "min": 0.97}}``.
     """
 
+    pipeline: Mapping[str, str] = field(default_factory=dict)
+    """``{"name": metadata.name}``: what the model is called where it is served."""
     slo: Mapping[str, float] = field(default_factory=dict)
     budget: Mapping[str, float] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class StageContext:
 
     def templates(self, owner: str) -> Environment:
         """Return a strict Jinja2 environment over the template folder ``owner``; stages declare it in ``templates``."""
-        from shipctl.templates import environment  # noqa: PLC0415  (jinja2 only for stages that render)
+        from shipctl.templates import environment
 
         return environment(owner)
 

@@ -11,7 +11,9 @@ from shipctl.stages.base import Phase
 from shipctl.stages.verdicts import Verdict
 
 Action = Literal["run", "cached", "skipped", "blocked", "release", "in-place"]
-Status = Literal["done", "cached", "skipped", "blocked", "failed", "rejected", "in-place", "waiting", "interrupted"]
+Status = Literal[
+    "done", "cached", "skipped", "blocked", "failed", "rejected", "in-place", "waiting", "interrupted"
+]
 
 
 class PlannedNode(Record):
@@ -23,7 +25,9 @@ class PlannedNode(Record):
     kind: Literal["transform", "check", "release"] = Field(description="What kind of stage it is.")
     needs: tuple[str, ...] = Field(default=(), description="The nodes that it waits for.")
     action: Action = Field(description="What apply will do.")
-    reasons: tuple[str, ...] = Field(default=(), description="Why: which input, option, source or tool changed.")
+    reasons: tuple[str, ...] = Field(
+        default=(), description="Why: which input, option, source or tool changed."
+    )
     changes: tuple[str, ...] = Field(default=(), description="What would change on the target (releases).")
     unavailable: str | None = Field(default=None, description="What this machine lacks for it.")
     fingerprint: str | None = Field(default=None, description="Its fingerprint, once its inputs are known.")
@@ -70,7 +74,9 @@ class StageFinished(Record):
     status: Status = Field(description="How it ended.")
     message: str = Field(default="", description="Why it failed, was skipped or blocked.")
     seconds: float = Field(default=0.0, description="Wall time.")
-    peak_memory: int | None = Field(default=None, description="Highest resident memory of its worker, in bytes.")
+    peak_memory: int | None = Field(
+        default=None, description="Highest resident memory of its worker, in bytes."
+    )
     fingerprint: str | None = Field(default=None, description="The stage's fingerprint.")
     outputs: dict[str, str] = Field(default_factory=dict, description="Output name to artifact digest.")
     metrics: dict[str, float] = Field(default_factory=dict, description="The metrics of its reports.")

@@ -82,8 +82,13 @@ def load_stage(point: EntryPoint) -> StageClass:
         raise PluginError(message)
     version = getattr(stage, "api_version", None)
     if version != API_VERSION:
-        said = "does not say for which plugin API it was written" if version is None else f"was written for plugin API {version}"
-        message = f"{where} {said}; this shipctl has version {API_VERSION}: set `api_version = {API_VERSION}` once it fits"
+        said = (
+            "does not say for which plugin API it was written"
+            if version is None
+            else f"was written for plugin API {version}"
+        )
+        advice = f"this shipctl has version {API_VERSION}: set `api_version = {API_VERSION}` once it fits"
+        message = f"{where} {said}; {advice}"
         raise PluginError(message)
     missing = [name for name in _models(stage) if not hasattr(stage, name)]
     if missing:

@@ -110,7 +110,7 @@ class LocalStore:
             message = f"{entry.path} ({entry.sha256[:12]}) is missing from the store"
             raise CorruptArtifactError(message, entry.sha256) from None
         if digest != entry.sha256:
-            message = f"{entry.path} in the store is damaged: it should have SHA-256 {entry.sha256[:12]}… and has {digest[:12]}…"
+            message = f"{entry.path} in the store is damaged: its digest is {digest[:12]}… and not {entry.sha256[:12]}…"
             raise CorruptArtifactError(message, entry.sha256)
         return blob
 
