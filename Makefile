@@ -1,0 +1,125 @@
+# `make` alone lists the targets. Everything is installed into $(VENV); nothing else on the machine is changed, except
+# by `make system-deps`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+SPEC ?= specs/digits.yaml
+# What is installed. Without torch (`EXTRAS=cpu,optimize,triton`) its stages say so, and its tests are skipped.
+EXTRAS ?= cpu,torch,optimize,triton
+# The first interpreter that really runs and can make environments: version managers put shims on PATH for versions
+# that are not installed, and Debian splits off the modules that venv needs.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -Ic 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		>/dev/null 2>&1 && echo "$$python" && break; done)
+
+# One thread per process: more only get in each other's way, in measurements most of all.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+TORCH := $(shell grep '^torch==' constraints.txt)
+RUNTIME := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
+PYTEST := $(BIN)/python -m pytest
+JOBS ?= 2
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: $(RUNTIME) ## Install, bring the digits model to a real Triton server, and see that a second apply has nothing to do.
+	$(BIN)/shipctl apply $(SPEC)
+	$(BIN)/shipctl apply $(SPEC)
+	$(BIN)/shipctl status $(SPEC)
+
+.PHONY: install
+install: ## Install (or install again, after a change of the entry points) shipctl and the development tools.
+	@rm -f $(RUNTIME) $(DEVELOPMENT)
+	@$(MAKE) --no-print-directory $(DEVELOPMENT)
+
+# A stamp made for other extras does not count.
+ifneq ($(shell cat $(RUNTIME) 2>/dev/null),$(EXTRAS))
+.PHONY: $(RUNTIME)
+endif
+
+# torch first, and exactly the tested version: whatever else asks for it is then content.
+$(RUNTIME): pyproject.toml constraints.txt
+	@[[ -n "$(PYTHON)" ]] || { \
+		echo "no Python 3.11 to 3.13 with venv found; run 'make system-deps', or name one: make PYTHON=/path/to/python" >&2; \
+		exit 1; }
+	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --upgrade pip
+ifneq ($(findstring torch,$(EXTRAS)),)
+	$(PIP) install --quiet --constraint constraints.txt '$(TORCH)'
+endif
+	$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@echo '$(EXTRAS)' > $@
+
+$(DEVELOPMENT): $(RUNTIME)
+	$(PIP) install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+.PHONY: test
+test: $(DEVELOPMENT) ## Run every test that this machine can run, with coverage.
+	$(BIN)/coverage erase
+	$(PYTEST) -n $(JOBS) --dist loadgroup --cov --cov-report=term $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(DEVELOPMENT) ## Run the quick tests: no PyTorch, no server, nothing slow. Less than a minute.
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not slow and not triton and not torch" $(ARGS)
+
+.PHONY: lint
+lint: $(DEVELOPMENT) ## Check style, format, types, and who imports whom.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(DEVELOPMENT) ## Format the code, and repair what ruff can.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: bench
+bench: $(DEVELOPMENT) ## Measure the engine's own cost and shipctl's start, beside its peers.
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/engine.py
+
+# Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test.
+SYSTEM_DEPS := chromium:chromium
+# Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.
+SERVER_PYTHON = for python in python3.11 python3.12 python3.10 python3; do \
+	"$$python" -Ic 'import ensurepip, os, sys, sysconfig, venv; name = sysconfig.get_config_var("INSTSONAME"); \
+		sys.exit(sys.version_info > (3, 13) or ".so" not in name \
+		or not os.path.exists(os.path.join(sysconfig.get_config_var("LIBDIR"), name)))' >/dev/null 2>&1 && break; done
+
+.PHONY: system-deps
+system-deps: ## Install the few things that pip cannot bring (Debian and Ubuntu; as root or through sudo).
+	@missing=(); \
+	for pair in $(SYSTEM_DEPS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair#*:}"); done; \
+	[[ -n "$(PYTHON)" ]] || missing+=(python3 python3-venv); \
+	[[ "$$(uname -sm)" != "Linux x86_64" ]] || $(SERVER_PYTHON) || missing+=(python3-venv libpython3-dev); \
+	if (( $${#missing[@]} == 0 )); then echo "system packages: all there"; exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "there is no apt-get here; install what provides these by your own package manager: $${missing[*]}" >&2; exit 1; fi; \
+	as_root=(); \
+	if (( EUID != 0 )); then \
+		command -v sudo >/dev/null || { echo "run this as root: apt-get install $${missing[*]}" >&2; exit 1; }; \
+		as_root=(sudo); fi; \
+	apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120); \
+	echo "system packages: installing $${missing[*]}"; \
+	"$${as_root[@]}" "$${apt[@]}" update; \
+	"$${as_root[@]}" "$${apt[@]}" install -y --no-install-recommends "$${missing[@]}" >/dev/null
+
+.PHONY: clean
+clean: ## Stop what the example serves, and remove everything that was made here, the environment too.
+	@if [[ -x $(BIN)/shipctl && -d specs/.shipctl ]]; then $(BIN)/shipctl down $(SPEC) || true; fi
+	rm -rf $(VENV) build dist htmlcov specs/.shipctl .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis
+	find core plugins templates tests specs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

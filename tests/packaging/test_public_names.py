@@ -1,0 +1,61 @@
+"""The names that plugins and scripts may rely on. A change here is a change for everybody who wrote one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+import shipctl
+
+PUBLIC = {
+    # running
+    "apply", "make_plan", "read_plan", "load_spec", "LoadedSpec", "Plan", "RunResult", "Hooks",
+    # stages
+    "API_VERSION", "Stage", "StageOptions", "StageInputs", "StageOutputs", "NoOptions", "Bound",
+    "CheckContext", "StageContext", "JudgeContext", "Objectives", "Upstream",
+    # release stages
+    "ReleaseStage", "ReleaseState", "ReleaseContext", "Phase", "Step", "Serving",
+    # artifacts
+    "Artifact", "Dataset", "FileEntry", "OnnxModel", "Report", "Signature", "TensorSpec", "TorchModel",
+    "TritonRepository",
+    # units
+    "Duration", "Percentage", "Rate", "Size",
+    # gates
+    "Outcome", "Verdict", "compare",
+    # hooks
+    "hookimpl", "events",
+    # errors
+    "ShipctlError", "SpecError", "PluginError", "StageError", "StoreError", "GateError", "StalePlanError",
+    "UnavailableError",
+    "__version__",
+}  # fmt: skip
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(shipctl.__all__) == PUBLIC
+    assert len(shipctl.__all__) == len(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_public_name_exists(name: str) -> None:
+    assert getattr(shipctl, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'shipctl' has no attribute 'Pipeline1'$"):
+        _ = shipctl.Pipeline1
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    program = "import sys, shipctl; print(*[name for name in sys.modules if name.startswith('shipctl')])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.split() == ["shipctl"]
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert shipctl.__version__ == importlib.metadata.version("shipctl")

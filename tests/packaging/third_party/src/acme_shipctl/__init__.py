@@ -1,0 +1,1 @@
+"""What the fictional company Acme adds to shipctl."""
