@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -17,10 +18,12 @@ from shipctl.engine.plan import Plan, check_targets
 from shipctl.engine.recorder import Recorder
 from shipctl.engine.schedule import Schedule
 from shipctl.engine.secrets import Secrets
+from shipctl.engine.uptodate import remember
 from shipctl.engine.walk import BAD, GOOD, NodeEnd
 from shipctl.engine.workers import end_leftovers
 from shipctl.errors import UnavailableError
 from shipctl.records import Record
+from shipctl.stages.base import Stage
 from shipctl.stages.events import Status
 
 _SEVERITY = (130, 3, 7, 1, 2, 4, 6)
@@ -37,12 +40,19 @@ class RunResult(Record):
 
 
 def apply(
-    plan: Plan, *, hooks: Hooks, jobs: int | None = None, lock_timeout: float = 0.0, retry: bool = False
+    plan: Plan,
+    *,
+    hooks: Hooks,
+    jobs: int | None = None,
+    lock_timeout: float = 0.0,
+    retry: bool = False,
+    arguments: list[str] | None = None,
 ) -> RunResult:
     """Carry out a plan. What is already done is not done again, whoever did it.
 
     ``jobs`` is how many CPUs stages may take together, ``lock_timeout`` the seconds to wait for another run,
-    and ``retry`` releases again what was rolled back.
+    and ``retry`` releases again what was rolled back. ``arguments`` is the command line that this answers, if
+    the same one may be answered without looking again (see :mod:`shipctl.engine.uptodate`).
 
     :raises LockedError: if another run holds the project
     :raises UnavailableError: if this machine lacks something that a stage to be run needs; nothing has run then
@@ -58,13 +68,17 @@ def apply(
         check_targets(plan)
         journal = Journal(pipeline.project.journal)
         try:
-            return _run(plan, hooks, journal, jobs or os.cpu_count() or 1, command, retry=retry)
+            result, ends = _run(plan, hooks, journal, jobs or os.cpu_count() or 1, command, retry=retry)
+            if arguments is not None and result.exit_code == 0 and not hooks.others:
+                _remember(plan, arguments, ends)
+            return result
         finally:
             pipeline.cache.save()
             journal.close()
 
 
-def _run(plan: Plan, hooks: Hooks, journal: Journal, jobs: int, command: str, *, retry: bool) -> RunResult:
+def _run(plan: Plan, hooks: Hooks, journal: Journal, jobs: int, command: str, *, retry: bool
+) -> tuple[RunResult, dict[str, NodeEnd]]:
     pipeline = plan.pipeline
     secrets = Secrets(pipeline.loaded)
     recorder = Recorder(pipeline, journal, hooks, secrets)
@@ -84,7 +98,32 @@ def _run(plan: Plan, hooks: Hooks, journal: Journal, jobs: int, command: str, *,
     code, message = _verdict(schedule, ends)
     recorder.end_run(code, message, ends)
     statuses = {name: end.status for name, end in ends.items()}
-    return RunResult(run=recorder.run, exit_code=code, message=message, statuses=statuses)
+    return RunResult(run=recorder.run, exit_code=code, message=message, statuses=statuses), ends
+
+
+def _remember(plan: Plan, arguments: list[str], ends: dict[str, NodeEnd]) -> None:
+    """Let the next apply of an unchanged project be answered at once, where nothing outside has a say in it."""
+    pipeline = plan.pipeline
+    nodes = pipeline.nodes.values()
+    model = pipeline.loaded.spec.model
+    globs = [text for text in (model.files if model is not None else ()) if "*" in text]
+    if plan.pinned or globs or any(node.is_release for node in nodes):
+        return
+    store = pipeline.store
+    stored: set[str] = set()
+    for end in ends.values():
+        if end.fingerprint is not None:
+            stored.add(str(store.result_path(end.fingerprint)))
+        stored.update(str(store.blob(entry.sha256)) for item in end.outputs.values() for entry in item.files)
+    environ = {name for node in nodes if issubclass(node.cls, Stage) for name in node.cls.environ}
+    remember(
+        str(pipeline.project.state),
+        arguments,
+        sources=sorted(pipeline.cache.used | {str(path) for path, _ in pipeline.loaded.files}),
+        stored=sorted(stored),
+        names=sorted(environ | set(pipeline.loaded.spec.env)),
+        expires=min((end.expires for end in ends.values()), default=math.inf),
+    )
 
 
 def _verdict(schedule: Schedule, ends: dict[str, NodeEnd]) -> tuple[int, str]:

@@ -27,6 +27,8 @@ class FileCache:
         self._path = path
         self._entries: dict[str, dict[str, object]] = {}
         self._changed = False
+        self.used: set[str] = set()
+        """The files that were asked for."""
         if path is not None:
             with suppress(OSError, ValueError):
                 loaded = json.loads(path.read_bytes())
@@ -37,6 +39,7 @@ class FileCache:
         status = os.stat(path)  # noqa: PTH116  (hot: once per source file of a plan)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         name = str(path)
+        self.used.add(name)
         entry = self._entries.get(name)
         if entry is None or entry.get("stamp") != stamp:
             digest = hash_file(path)[0]

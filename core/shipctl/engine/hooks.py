@@ -24,7 +24,10 @@ class Hooks:
         self._manager.add_hookspecs(hookspecs)
         for plugin in plugins:
             self._manager.register(plugin)
-        for point in entry_points(group=HOOK_GROUP) if installed else ():
+        points = entry_points(group=HOOK_GROUP) if installed else ()
+        self.others = len(points)
+        """How many were installed by others, who want to be told of every run."""
+        for point in points:
             try:
                 found = point.load()
                 self._manager.register(found() if isinstance(found, type) else found, name=point.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
 from collections import defaultdict
@@ -140,6 +141,7 @@ class Schedule:
                 fingerprint=result.fingerprint,
                 components=parts,
                 peak_memory=result.peak_memory,
+                expires=result.created + (node.cls.max_age if node.cls.max_age is not None else math.inf),
             )
             self._end(node, self._judged(node, ready, end))
             return True

@@ -6,6 +6,7 @@ says whether that has been made before, and the stage judges what was measured, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class NodeEnd:
     seconds: float = 0.0
     peak_memory: int | None = None
     exit_code: int = 0
+    expires: float = math.inf
+    """When a measurement becomes too old, in seconds since the epoch."""
 
     @property
     def metrics(self) -> dict[str, float]:

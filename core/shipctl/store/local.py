@@ -171,12 +171,13 @@ class LocalStore:
 
     # -- results -------------------------------------------------------------------------------------------
 
-    def _result_path(self, fingerprint: str) -> Path:
+    def result_path(self, fingerprint: str) -> Path:
+        """Return where the result of that fingerprint is, or would be."""
         return self._results / fingerprint[:2] / fingerprint
 
     def save_result(self, result: Result) -> Result:
         """Link the result into place and return the one that counts: the first for its fingerprint."""
-        path = self._result_path(result.fingerprint)
+        path = self.result_path(result.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         body = result.model_dump_json().encode()
         with temporary_in(self._unfinished()) as twin:
@@ -200,7 +201,7 @@ class LocalStore:
     def load_result(self, fingerprint: str) -> Result | None:
         """Return the result of that fingerprint; None if there is none or it is damaged (the stage then runs again)."""
         try:
-            checksum, _, body = self._result_path(fingerprint).read_bytes().partition(b"\n")
+            checksum, _, body = self.result_path(fingerprint).read_bytes().partition(b"\n")
         except OSError:
             return None
         if hashlib.sha256(body).hexdigest().encode() != checksum:
@@ -212,7 +213,7 @@ class LocalStore:
 
     def drop_result(self, fingerprint: str) -> None:
         """Forget a result, because a file that it names is damaged."""
-        self._result_path(fingerprint).unlink(missing_ok=True)
+        self.result_path(fingerprint).unlink(missing_ok=True)
 
     def artifact(self, model: type[ArtifactT], manifest: Mapping[str, Any]) -> ArtifactT:
         """Read a manifest back as the artifact class ``model``.
