@@ -1,0 +1,1 @@
+"""The stages and hooks that ship with shipctl, one folder per kind of work."""

@@ -1,0 +1,1 @@
+"""Sources of Triton's python-based backends; they run in the server's own environment, never here."""

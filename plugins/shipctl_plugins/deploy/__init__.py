@@ -1,0 +1,1 @@
+"""Release stages: they put what was made on a target."""

@@ -1,0 +1,1 @@
+"""Stages that lay out Triton model repositories."""

@@ -1,0 +1,1 @@
+"""Jinja2 templates rendered by stages and commands, one folder per owner."""
