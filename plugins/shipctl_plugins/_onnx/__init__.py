@@ -1,0 +1,1 @@
+"""What the stages around ONNX models share: graphs, sessions, data, parity, reports."""

@@ -1,0 +1,1 @@
+"""Stages that turn a model from one format into another."""

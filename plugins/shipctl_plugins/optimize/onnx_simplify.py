@@ -1,0 +1,94 @@
+"""Stage `onnx-simplify`: the same function with fewer nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from shipctl.errors import StageError
+from shipctl.stages.artifacts import Dataset, OnnxModel, Report
+from shipctl.stages.base import Stage, StageInputs, StageOutputs
+from shipctl.stages.context import JudgeContext, StageContext
+from shipctl.stages.verdicts import Verdict
+from shipctl_plugins._onnx import graph, parity
+from shipctl_plugins._onnx.noise import routed, temporary_files_in
+from shipctl_plugins._onnx.onnx_parity import compare_models
+from shipctl_plugins._onnx.reports import sealed, write_report
+
+
+class Options(parity.ExactParityOptions):
+    """What stands below ``with:``."""
+
+
+class Inputs(StageInputs):
+    """What the stage takes."""
+
+    model: OnnxModel
+    calibration: Dataset | None = None
+
+
+class Outputs(StageOutputs):
+    """What the stage gives."""
+
+    model: OnnxModel
+    report: Report
+
+
+class OnnxSimplify(Stage[Options, Inputs, Outputs]):
+    """Fold constants, fuse and drop nodes of an ONNX graph, infer its shapes, check it and compare.
+
+    Done by onnxslim. Inputs and outputs stay as they are, or the stage fails.
+    """
+
+    api_version = 1
+    requires: ClassVar[Mapping[str, str]] = {"onnxslim": "shipctl[optimize]", "onnxruntime": "shipctl[cpu]"}
+    metrics = (*parity.METRICS, "nodes.before", "nodes.after")
+    tools = ("onnxslim", "onnx", "onnxruntime", "numpy")
+
+    def run(self, inputs: Inputs, ctx: StageContext) -> Outputs:
+        """Simplify, check, compare."""
+        import onnxslim
+
+        before = graph.load_model(inputs.model.path)
+        nodes_before = graph.node_count(before)
+        with routed(ctx.log), temporary_files_in(ctx.workdir / "tmp"):
+            try:
+                after = onnxslim.slim(before)
+            except Exception as exc:  # onnxslim's passes raise whatever a broken graph makes them raise
+                message = f"onnxslim {onnxslim.__version__} fails on this graph: {type(exc).__name__}: {exc}"
+                raise StageError(message) from exc
+        if after is None:
+            message = f"onnxslim {onnxslim.__version__} returned no graph for this model; leave the stage out"
+            raise StageError(message)
+        # before IR version 4 every weight had to be an input as well, and onnxslim takes them out of there
+        after.ir_version = max(after.ir_version, 4)
+        differences = graph.graph_differences(after, inputs.model.signature)
+        if differences:
+            message = (
+                f"the simplified graph has another signature: {'; '.join(differences)}; leave the stage out"
+            )
+            raise StageError(message)
+        graph.declare(after, inputs.model.signature)
+        graph.strip_notes(after)
+        folder = graph.save_model(after, ctx.workdir / "model")
+        graph.check_model(folder / graph.MODEL_FILE)
+        measured = compare_models(inputs.model, folder, inputs.calibration, self.options, ctx)
+        model = sealed(
+            OnnxModel.at(
+                folder,
+                signature=inputs.model.signature,
+                opset=graph.opset_of(after),
+                precision=inputs.model.precision,
+                derived_from=inputs.model.digest,
+            )
+        )
+        nodes = {"nodes.before": float(nodes_before), "nodes.after": float(graph.node_count(after))}
+        report = write_report(
+            ctx.workdir, subject=model.digest, title="Simplified graph",
+            metrics=measured.metrics() | nodes, details=measured.details(),
+        )  # fmt: skip
+        return Outputs(model=model, report=report)
+
+    def judge(self, outputs: Outputs, ctx: JudgeContext) -> Sequence[Verdict]:
+        """Compare parity with its bounds."""
+        return parity.judge_parity(outputs.report, self.options)

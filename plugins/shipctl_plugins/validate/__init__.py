@@ -1,0 +1,1 @@
+"""Stages that look at a model before work is put into it."""

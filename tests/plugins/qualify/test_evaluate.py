@@ -1,0 +1,231 @@
+"""Stage `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from shipctl.errors import StageError, UnavailableError
+from shipctl.signature import Signature, TensorSpec
+from shipctl.stages.artifacts import Artifact, Dataset, OnnxModel, TorchModel
+from shipctl.stages.context import CheckContext, JudgeContext, Objectives, Upstream
+from shipctl.stages.verdicts import Outcome
+from shipctl.testing.conformance import StageConformance
+from shipctl_plugins.qualify.evaluate import Evaluate, Inputs, Options, Outputs
+
+
+class TestConformance(StageConformance):
+    stage = "evaluate"
+    objectives = Objectives(
+        budget={"accuracy_drop": 0.5}, data={"evaluation": {"metric": "accuracy", "min": 0.5}}
+    )
+
+    def inputs(self, tmp_path: Path) -> Mapping[str, Artifact | list[Artifact] | None]:
+        """Without a source model, which would need torch."""
+        return {**super().inputs(tmp_path), "reference": None}
+
+
+@pytest.fixture
+def identity(onnx_model: Callable[..., OnnxModel]) -> Any:
+    """A model whose output is its input `x [batch, width]`, so that the data holds the answers."""
+
+    def make(width: int) -> OnnxModel:
+        signature = Signature(
+            inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", width)),),
+            outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", width)),),
+        )
+        return onnx_model([helper.make_node("Identity", ["x"], ["y"])], {}, signature)
+
+    return make
+
+
+def evaluate(
+    model: OnnxModel, data: Dataset, context: Any, reference: TorchModel | None = None, **options: Any
+) -> Outputs:
+    return Evaluate(Options(**options)).run(
+        Inputs(model=model, evaluation=data, reference=reference), context()
+    )
+
+
+def judge(
+    outputs: Outputs, options: dict[str, Any] | None = None, **objectives: Any
+) -> dict[str, tuple[Outcome, str]]:
+    stage = Evaluate(Options(**options or {}))
+    verdicts = stage.judge(outputs, JudgeContext(objectives=Objectives(**objectives)))
+    return {verdict.gate: (verdict.outcome, verdict.message) for verdict in verdicts}
+
+
+def outcomes(outputs: Outputs, **objectives: Any) -> dict[str, Outcome]:
+    return {gate: outcome for gate, (outcome, _) in judge(outputs, **objectives).items()}
+
+
+def test_digits_reach_the_accuracy_that_the_spec_asks_for(
+    digits_onnx: OnnxModel, evaluation: Dataset, context: Any
+) -> None:
+    outputs = evaluate(digits_onnx, evaluation, context)
+    assert outputs.report.metrics["accuracy"] >= 0.97
+    assert outputs.report.metrics["samples"] == 600
+    said = judge(outputs, data={"evaluation": {"metric": "accuracy", "min": 0.97}})
+    assert said["accuracy"] == (Outcome.PASS, f"accuracy {outputs.report.metrics['accuracy']:.6g} >= 0.97")
+    assert (
+        outcomes(outputs, data={"evaluation": {"metric": "accuracy", "min": 0.9999}})["accuracy"]
+        is Outcome.FAIL
+    )
+
+
+def test_confusion_matrix_and_classes_are_in_the_report_file(
+    digits_onnx: OnnxModel, evaluation: Dataset, context: Any
+) -> None:
+    outputs = evaluate(digits_onnx, evaluation, context)
+    details = json.loads(outputs.report.path.read_text())["details"]
+    assert np.sum(details["confusion"]) == 600
+    assert [row["class"] for row in details["classes"]] == list(range(10))
+    hits = np.trace(details["confusion"])
+    assert hits / 600 == pytest.approx(outputs.report.metrics["accuracy"])
+
+
+@pytest.mark.torch
+def test_source_model_answers_the_same_samples(
+    digits_onnx: OnnxModel, digits_torch: TorchModel, evaluation: Dataset, context: Any
+) -> None:
+    outputs = evaluate(digits_onnx, evaluation, context, reference=digits_torch)
+    metrics = outputs.report.metrics
+    assert metrics["accuracy_source"] == metrics["accuracy"]
+    assert metrics["accuracy_drop"] == 0
+    assert outcomes(outputs, budget={"accuracy_drop": 0.005})["accuracy_drop"] is Outcome.PASS
+
+
+@pytest.mark.torch
+def test_drop_is_source_minus_this(
+    digits_onnx: OnnxModel, digits_torch: TorchModel, evaluation: Dataset, dataset: Any, context: Any
+) -> None:
+    """Inputs that are too large for the INT-like clip of a broken twin, scored against the true labels."""
+    arrays = np.load(evaluation.path)
+    half = dataset(image=arrays["image"][:100], label=np.roll(arrays["label"][:100], 1))
+    outputs = evaluate(digits_onnx, half, context, reference=digits_torch)
+    metrics = outputs.report.metrics
+    assert metrics["accuracy_drop"] == metrics["accuracy_source"] - metrics["accuracy"]
+
+
+def test_budget_without_a_source_model_does_not_pass(
+    digits_onnx: OnnxModel, evaluation: Dataset, context: Any
+) -> None:
+    said = judge(evaluate(digits_onnx, evaluation, context), budget={"accuracy_drop": 0.005})
+    assert said["accuracy_drop"] == (Outcome.ERROR, "accuracy_drop is missing, <= 0.005 was asked for")
+
+
+def test_empty_data_does_not_pass(digits_onnx: OnnxModel, dataset: Any, context: Any) -> None:
+    data = dataset(image=np.zeros((0, 1, 8, 8), np.float32), label=np.zeros(0, np.int64))
+    said = judge(
+        evaluate(digits_onnx, data, context), data={"evaluation": {"metric": "accuracy", "min": 0.9}}
+    )
+    assert said == {
+        "samples": (Outcome.FAIL, "samples 0 is not >= 1"),
+        "outputs.not_finite": (Outcome.ERROR, "outputs.not_finite is missing, == 0 was asked for"),
+        "accuracy": (Outcome.ERROR, "accuracy is missing, >= 0.9 was asked for"),
+    }
+
+
+def test_nan_output_does_not_pass(identity: Any, dataset: Any, context: Any) -> None:
+    data = dataset(x=np.array([[1, 0], [np.nan, 0]], np.float32), label=np.array([0, 0]))
+    said = judge(
+        evaluate(identity(2), data, context), data={"evaluation": {"metric": "accuracy", "min": 0.1}}
+    )
+    assert said["outputs.not_finite"] == (Outcome.FAIL, "outputs.not_finite 1 is not == 0")
+    assert said["accuracy"] == (Outcome.ERROR, "accuracy is nan, >= 0.1 cannot be decided")
+
+
+def test_metric_that_was_not_measured_does_not_pass(identity: Any, dataset: Any, context: Any) -> None:
+    outputs = evaluate(identity(2), dataset(x=np.eye(2, dtype=np.float32), label=np.array([0, 1])), context)
+    assert judge(outputs, data={"evaluation": {"metric": "rmse", "max": 1}})["rmse"][0] is Outcome.ERROR
+
+
+def test_too_few_samples_do_not_pass(identity: Any, dataset: Any, context: Any) -> None:
+    outputs = evaluate(identity(2), dataset(x=np.eye(2, dtype=np.float32), label=np.array([0, 1])), context)
+    assert judge(outputs, {"min_samples": 3})["samples"] == (Outcome.FAIL, "samples 2 is not >= 3")
+
+
+def test_option_comes_before_the_spec(identity: Any, dataset: Any, context: Any) -> None:
+    outputs = evaluate(identity(2), dataset(x=np.eye(2, dtype=np.float32), label=np.array([0, 0])), context)
+    spec = {"evaluation": {"metric": "accuracy", "min": 0.9}}
+    assert judge(outputs, data=spec)["accuracy"][0] is Outcome.FAIL
+    assert judge(outputs, {"min": 0.5}, data=spec)["accuracy"][0] is Outcome.PASS
+    assert judge(outputs, {"metric": "f1.macro", "min": 0.1}, data=spec)["f1.macro"][0] is Outcome.PASS
+
+
+def test_float_labels_give_regression(identity: Any, dataset: Any, context: Any) -> None:
+    data = dataset(x=np.array([[1], [2], [6]], np.float32), target=np.array([1.0, 2.0, 3.0]))
+    outputs = evaluate(identity(1), data, context)
+    assert outputs.report.metrics["rmse"] == pytest.approx(np.sqrt(3))
+    assert outputs.report.metrics["mae"] == 1
+    bounds = {"evaluation": {"metric": "rmse", "max": 1.5}}
+    assert judge(outputs, data=bounds)["rmse"] == (Outcome.FAIL, "rmse 1.73205 is not <= 1.5")
+
+
+def test_one_score_per_sample_is_cut_at_the_threshold(identity: Any, dataset: Any, context: Any) -> None:
+    data = dataset(x=np.array([[0.2], [0.4], [0.9]], np.float32), label=np.array([0, 1, 1]))
+    assert evaluate(identity(1), data, context).report.metrics["accuracy"] == pytest.approx(2 / 3)
+    assert evaluate(identity(1), data, context, threshold=0.3).report.metrics["accuracy"] == 1
+
+
+def test_last_batch_counts_its_samples_once(
+    digits_onnx: OnnxModel, evaluation: Dataset, context: Any
+) -> None:
+    whole, odd = (evaluate(digits_onnx, evaluation, context, batch=size) for size in (600, 7))
+    assert whole.report.metrics == odd.report.metrics
+
+
+def test_model_with_a_fixed_batch_is_filled_up(onnx_model: Any, dataset: Any, context: Any) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(4, 2)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(4, 2)),),
+    )
+    model = onnx_model([helper.make_node("Identity", ["x"], ["y"])], {}, signature)
+    data = dataset(x=np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 1, 1]], label=np.array([0, 1, 0, 1, 1, 0]))
+    assert evaluate(model, data, context).report.metrics["accuracy"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ({"x": np.eye(2, dtype=np.float32)}, {},
+         "evaluation data has no array 'label' or 'target', only x; name the labels with `label`"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([0, 1])}, {"label": "class"},
+         "evaluation data has no array 'class', only label, x; name the labels with `label`"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([0])}, {}, "evaluation data has 1 labels for 2 samples"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([0.0, np.nan])}, {},
+         "evaluation data: array 'label' has labels that are NaN or infinite; remove those samples"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([0, 1])}, {"output": "z"},
+         "the model has no output 'z', only y; correct `output`"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([[0, 1, 2], [0, 1, 2]])}, {},
+         "outputs of shape [2, 2] are no answers to labels of shape [2, 3]"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([0.5, 1.0])}, {},
+         "outputs of shape [2, 2] are no answers to labels of shape [2]"),
+    ],
+)  # fmt: skip
+def test_data_that_does_not_fit_is_named(
+    identity: Any, dataset: Any, context: Any, arrays: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(StageError) as caught:
+        evaluate(identity(2), dataset(**arrays), context, **options)
+    assert str(caught.value) == message
+
+
+def test_plan_says_that_torch_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    stage = Evaluate(Options())
+    stage.check(CheckContext(project=tmp_path, pipeline="p"))
+    with pytest.raises(UnavailableError) as caught:
+        stage.check(
+            CheckContext(project=tmp_path, pipeline="p", inputs={"reference": (Upstream("model", ""),)})
+        )
+    assert str(caught.value) == (
+        "comparing with the source model needs torch: pip install 'shipctl[torch]', "
+        "or leave this stage's `reference` input out"
+    )
