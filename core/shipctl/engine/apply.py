@@ -77,7 +77,8 @@ def apply(
             journal.close()
 
 
-def _run(plan: Plan, hooks: Hooks, journal: Journal, jobs: int, command: str, *, retry: bool
+def _run(
+    plan: Plan, hooks: Hooks, journal: Journal, jobs: int, command: str, *, retry: bool
 ) -> tuple[RunResult, dict[str, NodeEnd]]:
     pipeline = plan.pipeline
     secrets = Secrets(pipeline.loaded)

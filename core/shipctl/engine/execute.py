@@ -22,6 +22,7 @@ from shipctl.engine.secrets import Secrets
 from shipctl.engine.walk import NodeEnd, Ready, Walk
 from shipctl.engine.workers import WorkerPool, disk_problem
 from shipctl.errors import CorruptArtifactError, ShipctlError, StageError
+from shipctl.records import digest_of
 from shipctl.spec import StageSpec
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Stage, StageOptions
@@ -102,7 +103,7 @@ class Executor:
         """
         assert issubclass(node.cls, Stage)  # noqa: S101  (the scheduler sends no releases)
         started = time.monotonic()
-        folder = self.workdir / node.id.replace("/", "_")
+        folder = self.workdir / f"{node.spec.id}-{digest_of(node.id)[:8]}"
         shutil.rmtree(folder, ignore_errors=True)
         workdir = folder / "out"
         workdir.mkdir(parents=True)
@@ -212,7 +213,7 @@ def _inline(
 ) -> dict[str, Artifact]:
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             return call_stage(
                 cls(options), bundle(cls.inputs_model, input_ports(cls), inputs), context_of(call, log)
             )

@@ -120,17 +120,18 @@ _LABELS = {
 }
 
 
+_SHOWN = 40
+"""Characters of a value that are shown in a line of a terminal."""
+
+
 def _difference(name: str, key: str, before: Any, after: Any) -> str:
     label = " ".join(filter(None, (_LABELS.get(name, name), key)))
     if name in {"source", "inputs", "templates", "objectives", "host", "class"}:
         what = "is new" if before is None else "is gone" if after is None else "changed"
         return f"{label} {what}"
-    return f"{label} {_short(before)} -> {_short(after)}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004  (a line of a terminal)
+    if max(len(str(before)), len(str(after))) > _SHOWN:
+        return f"{label} changed"
+    return f"{label} {before} -> {after}"
 
 
 @cache

@@ -73,13 +73,6 @@ def plan_options(node: Node, loaded: LoadedSpec, problems: Problems) -> PlannedO
     later: dict[str, Any] = {}
     for name, raw in node.spec.options.items():
         refs = references(raw) if has_expression(raw) else frozenset()
-        overlaid = loaded.reads_overlaid(raw) if refs else frozenset()
-        if overlaid and not node.is_release:
-            problems.add(
-                (*where, name),
-                f"{node.spec.id} reads {', '.join(f'vars.{item}' for item in sorted(overlaid))}, which environment "
-                f"{loaded.environment!r} changes; only release stages may: every environment ships the same files",
-            )
         if any(path[0] in SCOPE_LATER for path in refs):
             later[name] = raw
             continue

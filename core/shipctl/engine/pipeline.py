@@ -18,7 +18,7 @@ from shipctl.engine.resources import Resources
 from shipctl.engine.sources import Source, find_sources, objectives
 from shipctl.errors import SpecError, UnavailableError
 from shipctl.records import digest_of
-from shipctl.spec import LoadedSpec, Problems, evaluate, has_expression, load_spec, near, references
+from shipctl.spec import LoadedSpec, Problems, evaluate, load_spec, near, references
 from shipctl.stages.base import Stage
 from shipctl.stages.context import CheckContext, Objectives, Upstream
 from shipctl.stages.registry import Registry
@@ -139,14 +139,13 @@ def prepare(
 
 def _check_overlays(graph: Graph, loaded: LoadedSpec, problems: Problems) -> None:
     for node in graph.nodes.values():
-        when = node.spec.when
-        if node.is_release or not isinstance(when, str) or not has_expression(when):
+        if node.is_release:
             continue
-        if loaded.reads_overlaid(when):
+        for keys, name in loaded.overlaid_reads(node.index).items():
             problems.add(
-                ("stages", node.index, "when"),
-                f"{node.spec.id} depends on what environment {loaded.environment!r} changes; only release stages may, "
-                "since every environment ships the same files",
+                keys,
+                f"{node.spec.id} reads vars.{name}, which environment {loaded.environment!r} changes; only release "
+                "stages may: every environment ships the same files",
             )
 
 

@@ -192,8 +192,6 @@ class Release:
                 f"going on with release {latest.number} of {latest.version}, which stood at {latest.phase}"
             )
             return self._end(self._drive(latest, drive))
-        if self.in_place():
-            return NodeEnd("in-place", f"{self._pipeline.version} already serves on {self.target}")
         gone = records.was_rolled_back(self.revision)
         if gone is not None and not retry:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone.updated))

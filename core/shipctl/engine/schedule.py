@@ -23,6 +23,7 @@ from shipctl.engine.walk import NodeEnd, Ready, Walk, verdict_end
 from shipctl.engine.workers import WorkerPool
 from shipctl.errors import GateError, RunInterruptedError, ShipctlError
 from shipctl.stages.base import Stage
+from shipctl.stages.events import Status
 
 REBUILDS = 2
 """Times that a damaged artifact is made again in one run."""
@@ -224,17 +225,31 @@ class Schedule:
         return end
 
     def _release(self, node: Node, ready: Ready) -> NodeEnd:
+        started = time.monotonic()
+        try:
+            end = self._release_step_by_step(node, ready)
+        except ShipctlError as exc:
+            status: Status = "interrupted" if isinstance(exc, RunInterruptedError) else "failed"
+            end = NodeEnd(status, str(exc), exit_code=exc.exit_code)
+        except DamagedInputError:
+            raise
+        except Exception as exc:  # noqa: BLE001  (a release plugin may raise anything; its record is on the target)
+            end = NodeEnd("failed", f"{type(exc).__name__}: {exc}", exit_code=1)
+        end.seconds = time.monotonic() - started
+        return end
+
+    def _release_step_by_step(self, node: Node, ready: Ready) -> NodeEnd:
+        scope = self._executor.scope(node, self._walk.stages_scope())
+        release = Release.of(self._pipeline, node, ready, scope)
+        if release.in_place():
+            return NodeEnd("in-place", f"{self._pipeline.version} serves on {release.target}")
         approval = node.spec.approval
         if approval is not None and approval.required:
             roles = " or ".join(approval.roles) or "anybody whom the policy names"
-            return NodeEnd(
-                "waiting",
-                f"waits for an approval by {roles}; this version of shipctl cannot record one yet",
-                exit_code=6,
-            )
+            message = f"waits for an approval by {roles}; this version of shipctl cannot record one yet"
+            return NodeEnd("waiting", message, exit_code=6)
         self._recorder.begin(node)
-        started = time.monotonic()
-
+        self._executor.open_inputs(ready, self._workdir / "verify")
         drive = Drive(
             run=self._recorder.run,
             watch=self._recorder.watcher(node),
@@ -242,22 +257,7 @@ class Schedule:
             workdir=self._workdir / "release",
             stop=self._stop,
         )
-        try:
-            release = Release.of(
-                self._pipeline, node, ready, self._executor.scope(node, self._walk.stages_scope())
-            )
-            self._executor.open_inputs(ready, self._workdir / "verify")
-            end = release.apply(drive, retry=self._retry)
-        except RunInterruptedError as exc:
-            end = NodeEnd("interrupted", str(exc), exit_code=exc.exit_code)
-        except ShipctlError as exc:
-            end = NodeEnd("failed", str(exc), exit_code=exc.exit_code)
-        except DamagedInputError:
-            raise
-        except Exception as exc:  # noqa: BLE001  (a release plugin may raise anything; its record stands on the target)
-            end = NodeEnd("failed", f"{type(exc).__name__}: {exc}", exit_code=1)
-        end.seconds = time.monotonic() - started
-        return end
+        return release.apply(drive, retry=self._retry)
 
     def _end(self, node: Node, end: NodeEnd) -> None:
         self._walk.ends[node.id] = end

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from shipctl.errors import SpecError
 
@@ -97,11 +98,16 @@ class Secrets(Mapping[str, str]):
 
 
 def _forms(value: str) -> set[str]:
-    """Return the ways in which a secret shows: as it is, each long line of it, URL-quoted, base64 at any alignment."""
+    """Return the ways in which a secret shows.
+
+    As it is, each long line of it, quoted as in a URL, in JSON or in Python, and base64 at any alignment.
+    """
     raw = value.encode()
-    forms = {value, quote(value, safe=""), repr(value)[1:-1]}
+    forms = {value, repr(value)[1:-1], quote(value), quote(value, safe=""), quote_plus(value)}
+    forms |= {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
     forms |= {line for line in value.splitlines() if len(line) >= MIN_LENGTH * 2}
     for shift in range(3):
         encoded = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
-        forms.add(encoded[(shift * 8 + 5) // 6 : len(encoded) - (1 if (len(raw) + shift) % 3 else 0)])
+        fixed = encoded[(shift * 8 + 5) // 6 : len(encoded) - (1 if (len(raw) + shift) % 3 else 0)]
+        forms |= {fixed, fixed.replace("+", "-").replace("/", "_")}
     return {form for form in forms if len(form) >= MIN_LENGTH}

@@ -108,14 +108,14 @@ class Walk:
         origins: dict[str, tuple[Origin, ...]] = {}
         for name, bound in node.bindings.items():
             alive = [origin for origin in bound if name not in lists or self._survives(node, origin)]
-            found = [item for item in (self.artifact(origin) for origin in alive) if item is not None]
-            if bound and not found:
+            made = [(origin, item) for origin in alive if (item := self.artifact(origin)) is not None]
+            if bound and not made:
                 why = "; ".join(
                     f"{o}: {self.ends[o.node].message or self.ends[o.node].status}" for o in bound if o.node
                 )
                 return NodeEnd("failed", f"no candidate is left for input {name!r} ({why})", exit_code=4)
-            inputs[name] = tuple(found)
-            origins[name] = tuple(alive)
+            inputs[name] = tuple(item for _, item in made)
+            origins[name] = tuple(origin for origin, _ in made)
         if node.is_release:
             blocked = self._gate_problem(node, origins)
             if blocked is not None:

@@ -49,7 +49,7 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         command = [
             sys.executable, "-I", "-S", supervisor.__file__, str(lifeline_read), str(report_write), "--",
-            python, "-m", "shipctl.engine.worker", str(request_read), str(answer_write),
+            python, "-P", "-m", "shipctl.engine.worker", str(request_read), str(answer_write),
         ]  # fmt: skip
         self._process = subprocess.Popen(
             command,

@@ -18,7 +18,7 @@ from shipctl.stages.base import Phase
 from shipctl.store.files import write_atomic
 
 KEEP = 200
-"""Finished records that a file keeps; older ones are in the journal."""
+"""Finished records that a file keeps, beside what serves and what it can go back to; older ones are in the journal."""
 
 
 class ReleaseRecord(Record):
@@ -80,7 +80,11 @@ class Records(Record):
     def put(self, record: ReleaseRecord) -> Records:
         """Return the records with one added or replaced by its number."""
         others = [item for item in self.records if item.number != record.number]
-        return Records(records=tuple(sorted([*others, record], key=lambda item: item.number))[-KEEP:])
+        records = Records(records=tuple(sorted([*others, record], key=lambda item: item.number)))
+        stable = records.stable
+        needed = {item.number for item in (stable, *records.way_back()[:1]) if item is not None}
+        dropped = {item.number for item in records.records[:-KEEP]} - needed
+        return Records(records=tuple(item for item in records.records if item.number not in dropped))
 
 
 class FileRecords:

@@ -22,11 +22,15 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from shipctl.errors import CorruptArtifactError, StageError, StoreError
-from shipctl.records import Record
+from shipctl.records import Record, canonical_json
 from shipctl.stages.artifacts import Artifact, FileEntry
 from shipctl.store.files import hash_file, sync_file, temporary_in
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
+
+
+def _gives_away(output: str, secret: str) -> StageError:
+    return StageError(f"output {output} contains the value of secret {secret!r}; nothing was stored")
 
 
 class Result(Record):
@@ -140,9 +144,13 @@ class LocalStore:
 
         ``forbidden`` maps byte strings that must not be stored (secrets) to their names.
 
-        :raises StageError: for files elsewhere, links, or a forbidden content
+        :raises StageError: for no files or files elsewhere, links, or a forbidden content, name or field
         """
-        root = artifact.root
+        try:
+            root = artifact.root
+        except RuntimeError:
+            message = f"output of kind {artifact.kind} has no files; make it with `{type(artifact).__name__}.at(path)`"
+            raise StageError(message) from None
         if not root.exists():
             message = f"output of kind {artifact.kind} names {root.name}, which the stage did not write"
             raise StageError(message)
@@ -160,14 +168,17 @@ class LocalStore:
                 raise StageError(message)
             sha256, size, found = hash_file(path, tuple(forbidden or ()))
             if found is not None and forbidden is not None:
-                message = (
-                    f"output {name} contains the value of secret {forbidden[found]!r}; nothing was stored"
-                )
-                raise StageError(message)
+                raise _gives_away(name, forbidden[found])
             entries.append((path, FileEntry(path=name, sha256=sha256, size=size)))
+        published = artifact.model_copy(update={"files": tuple(entry for _, entry in entries)})
+        if forbidden:
+            fields = canonical_json(published.manifest())
+            for needle, secret in forbidden.items():
+                if needle in fields:
+                    raise _gives_away(f"of kind {artifact.kind}", secret)
         for path, entry in entries:
             self.put(path, sha256=entry.sha256, move=True)
-        return artifact.model_copy(update={"files": tuple(entry for _, entry in entries)})
+        return published
 
     # -- results -------------------------------------------------------------------------------------------
 

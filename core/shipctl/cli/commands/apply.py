@@ -1,0 +1,75 @@
+"""`shipctl apply`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from shipctl.cli.output import Output, common_options, json_option
+from shipctl.cli.planning import plan_options, spec_argument
+from shipctl.cli.running import display_options, finish, watched
+from shipctl.cli.specfile import find_spec
+from shipctl.cli.types import DURATION
+from shipctl.errors import SpecError
+
+
+@click.command("apply")
+@spec_argument
+@plan_options
+@click.option(
+    "--jobs",
+    "-j",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Stages side by side at most; the processors by default.",
+)
+@click.option(
+    "--lock-timeout",
+    metavar="DURATION",
+    type=DURATION,
+    default=0.0,
+    help="Wait this long for another run of the project, such as 5m; by default not at all.",
+)
+@click.option("--retry", is_flag=True, help="Release again what was rolled back or rejected before.")
+@display_options
+@json_option
+@common_options
+def command(
+    spec: Path | None,
+    environment: str | None,
+    overrides: tuple[str, ...],
+    until: str | None,
+    jobs: int | None,
+    lock_timeout: float,
+    retry: bool,  # noqa: FBT001
+    display: str | None,
+    events: Path | None,
+) -> None:
+    """Do what a spec, or a plan file of `shipctl plan -o`, says.
+
+    Stages that are done already are not repeated, also after a crash. A plan file is carried out exactly, or
+    refused (exit code 5) when something that it pinned has changed.
+    """
+    from shipctl.engine.apply import apply
+    from shipctl.engine.plan import is_plan_file, make_plan, read_plan
+
+    path = find_spec(spec)
+    if is_plan_file(path):
+        if environment or overrides or until:
+            message = f"{path} is a plan file, which pins all of that: leave out -e, --set and --until"
+            raise SpecError(message)
+        plan = read_plan(path)
+    else:
+        plan = make_plan(path, environment=environment, overrides=overrides, until=until)
+    with watched(display, events) as hooks:
+        result = apply(
+            plan,
+            hooks=hooks,
+            jobs=jobs,
+            lock_timeout=lock_timeout,
+            retry=retry,
+            arguments=sys.argv[1:] if sys.argv[1:2] == ["apply"] else None,
+        )
+    finish(Output.current(), result, hooks)

@@ -1,0 +1,61 @@
+"""`shipctl rollback`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shipctl.cli.output import Output, common_options, json_option
+from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.running import display_options, finish, watched
+from shipctl.cli.specfile import find_spec
+from shipctl.cli.types import DURATION
+
+
+@click.command("rollback")
+@spec_argument
+@environment_options
+@click.option(
+    "--to", metavar="VERSION|REVISION", help="Which release; the one before what serves by default."
+)
+@click.option("--stage", metavar="STAGE", help="Which release stage, where the spec has several.")
+@click.option(
+    "--lock-timeout",
+    metavar="DURATION",
+    type=DURATION,
+    default=0.0,
+    help="Wait this long for another run of the project.",
+)
+@display_options
+@json_option
+@common_options
+def command(
+    spec: Path | None,
+    environment: str | None,
+    overrides: tuple[str, ...],
+    to: str | None,
+    stage: str | None,
+    lock_timeout: float,
+    display: str | None,
+    events: Path | None,
+) -> None:
+    """Serve an earlier release again.
+
+    A release that is still under way is aborted instead. What was left is not released again by `apply`
+    without --retry.
+    """
+    from shipctl.engine.operations import rollback
+
+    path = find_spec(spec)
+    with watched(display, events) as hooks:
+        result = rollback(
+            path,
+            hooks=hooks,
+            to=to,
+            stage=stage,
+            environment=environment,
+            overrides=overrides,
+            lock_timeout=lock_timeout,
+        )
+    finish(Output.current(), result, hooks)

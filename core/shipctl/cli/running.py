@@ -1,0 +1,88 @@
+"""What the commands that run something have in common: displays, the event log, how the end is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from shipctl.cli.displays import colored, default_display, make_display
+from shipctl.cli.output import Output
+from shipctl.cli.types import PATH
+from shipctl.errors import SpecError
+
+if TYPE_CHECKING:
+    from shipctl.engine.apply import RunResult
+    from shipctl.engine.hooks import Hooks
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def display_options(command: CommandT) -> CommandT:
+    """Add ``--display`` and ``--events``."""
+    for decorate in (
+        click.option(
+            "--events",
+            metavar="FILE",
+            type=PATH,
+            help="Append every event to a file, as one line of JSON each.",
+        ),
+        click.option(
+            "--display", metavar="NAME", help="How progress is shown; `console` on a terminal, else `log`."
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+@contextmanager
+def watched(display: str | None, events: Path | None) -> Iterator[Hooks]:
+    """Yield the hooks of a run with its display and event log; close both however the run ends.
+
+    Progress goes to stdout, with ``--json`` to stderr.
+
+    :raises SpecError: if the event file cannot be written, or there is no such display
+    """
+    from shipctl.engine.hooks import Hooks
+
+    output = Output.current()
+    stream = sys.stderr if output.json else sys.stdout
+    with ExitStack() as stack:
+        shown = make_display(
+            display or default_display(stream),
+            stream,
+            verbosity=output.verbosity,
+            color=colored(stream, plain=output.plain),
+        )
+        stack.callback(shown.close)
+        plugins: list[object] = [shown]
+        if events is not None:
+            try:
+                file = stack.enter_context(events.open("a", encoding="utf-8"))
+            except OSError as exc:
+                message = f"cannot write events to {events}: {exc.strerror}"
+                raise SpecError(message) from exc
+            log = make_display("events", file)
+            stack.callback(log.close)
+            plugins.append(log)
+        yield Hooks(plugins)
+
+
+def finish(output: Output, result: RunResult, hooks: Hooks) -> None:
+    """Tell how a run ended and exit with its code."""
+    from shipctl.cli.documents import RunDocument
+
+    for problem in hooks.problems:
+        output.complain(str(problem), label="warning")
+    output.document(
+        RunDocument(
+            run=result.run, exit_code=result.exit_code, message=result.message, statuses=dict(result.statuses)
+        )
+    )
+    if result.exit_code:
+        output.complain(result.message)
+        click.get_current_context().exit(result.exit_code)

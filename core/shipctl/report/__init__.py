@@ -1,0 +1,1 @@
+"""The page about a run: its data, its plots, its HTML."""

@@ -1,0 +1,1 @@
+"""Displays and logs of a run; all are hook implementations."""
