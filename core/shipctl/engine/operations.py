@@ -189,6 +189,7 @@ def _operate(
             log=recorder.speaker(node.id),
             workdir=workdir,
             stop=threading.Event(),
+            redact=secrets.redact,
         )
         recorder.begin_run(command)
         recorder.begin(node)

@@ -19,7 +19,7 @@ from shipctl.engine.journal import Journal
 from shipctl.engine.pipeline import Pipeline, prepare
 from shipctl.engine.project import Project
 from shipctl.engine.releases import Release
-from shipctl.engine.walk import NodeEnd, Ready, Walk, verdict_end
+from shipctl.engine.walk import NodeEnd, Ready, Walk, to_be_measured_again, verdict_end
 from shipctl.errors import SpecError, StalePlanError
 from shipctl.records import digest_of
 from shipctl.spec import LoadedSpec
@@ -185,6 +185,8 @@ def _decide(
     options = walk.pipeline.options[node.id].value
     if options is not None:
         end.verdicts = walk.judge(node, options, outputs, ready)
+        if to_be_measured_again(node, end.verdicts):
+            return "run", ("its last measurement was inconclusive",), parts
         against = verdict_end(end.verdicts)
         if against is not None:
             end.status, end.message = "rejected", against

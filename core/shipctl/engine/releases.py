@@ -54,6 +54,8 @@ class Drive:
     """Where the inputs are laid out."""
     stop: threading.Event
     """Set when the run is interrupted."""
+    redact: Callable[[str], str]
+    """Takes secrets out of a message."""
 
 
 def user() -> str:
@@ -218,7 +220,7 @@ class Release:
                 return self._end(
                     self._drive(_with(latest, phase=Phase.ABORTING, message="rolled back by hand"), drive)
                 )
-            return self._finish_rollback(self._drive(latest, drive))
+            return self._end(self._drive(latest, drive))
         choices = records.way_back()
         goal = next(
             (
@@ -236,22 +238,7 @@ class Release:
             message = f"{what}; releases that were done and never rolled back, beside what serves: {have}"
             raise SpecError(message)
         record = self._begin(records, drive.run, goal.revision, goal.version, "rollback", goal.inputs)
-        return self._finish_rollback(self._drive(record, drive))
-
-    def _finish_rollback(self, record: ReleaseRecord) -> NodeEnd:
-        if record.phase is Phase.DONE:
-            records, etag = self._records.load()
-            left = [
-                i
-                for i in records.records
-                if i.phase is Phase.DONE
-                and i.number < record.number
-                and not i.rolled_back
-                and i.revision != record.revision
-            ]
-            if left:
-                self._records.save(records.put(_with(left[-1], rolled_back=True)), etag)
-        return self._end(record)
+        return self._end(self._drive(record, drive))
 
     def _begin(
         self,
@@ -302,6 +289,7 @@ class Release:
                 step = _failed(exc, aborting=aborting, attempts=attempts)
                 if aborting and attempts >= ABORT_ATTEMPTS:
                     raise
+            step = step.model_copy(update={"message": drive.redact(step.message)})
             if aborting and not step.phase.is_final:
                 step = step.model_copy(update={"phase": Phase.ABORTING})
             message = record.message if aborting and record.message and step.phase.is_final else step.message
@@ -343,7 +331,22 @@ class Release:
 
     def _save(self, record: ReleaseRecord) -> None:
         records, etag = self._records.load()
-        self._records.save(records.put(record), etag)
+        self._records.save(_left(records.put(record), record), etag)
+
+
+def _left(records: Records, record: ReleaseRecord) -> Records:
+    """Mark what a rollback has left: in the same write that completes it, or a kill between the two loses it."""
+    if record.intent != "rollback" or record.phase is not Phase.DONE:
+        return records
+    left = [
+        item
+        for item in records.records
+        if item.phase is Phase.DONE
+        and item.number < record.number
+        and not item.rolled_back
+        and item.revision != record.revision
+    ]
+    return records.put(_with(left[-1], rolled_back=True)) if left else records
 
 
 def _with(record: ReleaseRecord, **changes: Any) -> ReleaseRecord:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from shipctl.engine.execute import DamagedInputError, Executor, runs_inline
-from shipctl.engine.fingerprint import Components
+from shipctl.engine.fingerprint import Components, fingerprint
 from shipctl.engine.graph import Node, Origin
 from shipctl.engine.journal import Journal
 from shipctl.engine.pipeline import Pipeline
@@ -19,7 +19,7 @@ from shipctl.engine.recorder import Recorder
 from shipctl.engine.releases import Drive, Release
 from shipctl.engine.resources import Resources
 from shipctl.engine.secrets import Secrets
-from shipctl.engine.walk import NodeEnd, Ready, Walk, verdict_end
+from shipctl.engine.walk import NodeEnd, Ready, Walk, to_be_measured_again, verdict_end
 from shipctl.engine.workers import WorkerPool
 from shipctl.errors import GateError, RunInterruptedError, ShipctlError
 from shipctl.stages.base import Stage
@@ -109,6 +109,8 @@ class Schedule:
 
     def _consider(self, node: Node) -> bool:
         """End a node, or start it; False if there is no room for it now."""
+        if self._waiting[node.id] > 0:
+            return True  # one of its needs is being made again and will bring it back
         try:
             if self._walk.condition(node) is False:
                 self._end(node, NodeEnd("skipped", "its `when` says no"))
@@ -117,8 +119,7 @@ class Schedule:
         except ShipctlError as exc:
             self._end(node, NodeEnd("failed", str(exc), exit_code=exc.exit_code))
             return True
-        if ready is None:
-            return True  # one of its needs is being made again and will bring it back
+        assert ready is not None  # noqa: S101  (it waits for nothing any more)
         if isinstance(ready, NodeEnd):
             self._end(node, ready)
             return True
@@ -144,8 +145,12 @@ class Schedule:
                 peak_memory=result.peak_memory,
                 expires=result.created + (node.cls.max_age if node.cls.max_age is not None else math.inf),
             )
-            self._end(node, self._judged(node, ready, end))
-            return True
+            end = self._judged(node, ready, end)
+            if not to_be_measured_again(node, end.verdicts):
+                self._end(node, end)
+                return True
+        # A result that is too old, or has lost its files, must not win over the one that is now made
+        self._pipeline.store.drop_result(fingerprint(parts))
         inline = runs_inline(node.cls, node.spec)
         alone = _alone(node)
         if not inline or alone:
@@ -256,6 +261,7 @@ class Schedule:
             log=self._recorder.speaker(node.id),
             workdir=self._workdir / "release",
             stop=self._stop,
+            redact=self._executor.secrets.redact,
         )
         return release.apply(drive, retry=self._retry)
 
@@ -272,8 +278,8 @@ class Schedule:
     def _rebuild(self, node: Node, damage: DamagedInputError) -> None:
         """Make the stage run again whose output is damaged, and then what came of it as far as it moved."""
         maker = self._maker(damage.origin)
-        self._rebuilds[maker.node] += 1
-        if self._rebuilds[maker.node] > REBUILDS:
+        self._rebuilds[str(maker)] += 1
+        if self._rebuilds[str(maker)] > REBUILDS:
             self._end(
                 node,
                 NodeEnd("failed", f"{damage}; made again {REBUILDS} times, and still damaged", exit_code=1),
@@ -289,14 +295,18 @@ class Schedule:
         if end.fingerprint is not None:
             self._pipeline.store.drop_result(end.fingerprint)
         busy = {item.id for item in self._running.values()}
-        ended = [name for name in self._below(maker.node) if name not in busy and name in self._walk.ends]
-        again = [name for name in ended if not self._nodes[name].is_release]
-        if node.id not in again:
-            again.append(node.id)
+        ended = self._walk.ends
+        below = [
+            name
+            for name in self._below(maker.node)
+            if name not in busy and not (self._nodes[name].is_release and name in ended)
+        ]
+        again = [name for name in below if name == node.id or name in ended]
         for name in again:
-            self._walk.ends.pop(name, None)
+            ended.pop(name, None)
+        for name in below:  # those too that have not begun: some of what they waited for is gone
+            self._waiting[name] = sum(need not in ended for need in self._nodes[name].needs)
         for name in again:
-            self._waiting[name] = sum(need not in self._walk.ends for need in self._nodes[name].needs)
             if self._waiting[name] == 0:
                 heapq.heappush(self._ready, self._order[name])
 

@@ -266,6 +266,12 @@ def read_outputs(pipeline: Pipeline, node: Node, result: Result) -> dict[str, Ar
     }
 
 
+def to_be_measured_again(node: Node, verdicts: Sequence[Verdict]) -> bool:
+    """Whether a kept measurement answers nothing: another try may."""
+    measures = issubclass(node.cls, Stage) and node.cls.measurement
+    return measures and worst(verdict.outcome for verdict in verdicts) is Outcome.INCONCLUSIVE
+
+
 def verdict_end(verdicts: Sequence[Verdict]) -> str | None:
     """Return what the gates object to, or None if all passed."""
     if worst(verdict.outcome for verdict in verdicts) is Outcome.PASS:
