@@ -118,7 +118,8 @@ class EngineProject:
     def spec(self, stages: str, *, head: str = "", version: str = "1.0.0") -> EngineProject:
         """Write the spec: its stages, and what else stands at the top."""
         body = textwrap.indent(textwrap.dedent(stages).strip("\n"), "  ")
-        text = f"{HEAD.replace('VERSION', version)}{textwrap.dedent(head).strip()}\nstages:\n{body}\n"
+        top = "\n".join(filter(None, [HEAD.replace("VERSION", version).strip(), textwrap.dedent(head).strip()]))
+        text = f"{top}\nstages:\n{body}\n"
         self.path.write_text(text, encoding="utf-8")
         return self
 

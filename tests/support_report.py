@@ -23,7 +23,8 @@ CURVE = [[1, 2e-5], [50, 2.1e-5], [90, 2.4e-5], [95, 3e-5], [99, 9e-5], [99.9, 4
 
 def stage(node: str, status: str = "done", **fields: Any) -> StageLine:
     defaults: dict[str, Any] = {
-        "node": node, "uses": "light", "status": status, "message": "", "reasons": ("it has not run yet",), "attempt": 1,
+        "node": node, "uses": "light", "status": status, "message": "", "reasons": ("it has not run yet",),
+        "attempt": 1,
         "started": BEGAN + 1, "seconds": 3.2, "made_in": None, "peak_memory": 450_000_000, "fingerprint": "f" * 64,
         "gates": 0, "outcome": None,
     }  # fmt: skip
@@ -53,7 +54,10 @@ def benchmark(
         for batch in batches
     ]
     return measurement(
-        node, subject, {"configurations": rows, "host": "h" * 64}, **{"latency.p95": 3e-5 * factor}
+        node,
+        subject,
+        {"configurations": rows, "host": "h" * 64, "headline": {"batch": 1, "threads": 1}},
+        **{"latency.p95": 3e-5 * factor},
     )
 
 
@@ -89,12 +93,14 @@ def sample_report(**changes: Any) -> RunReport:
         ),
         "selections": (
             Selection(
-                node="best", objective="minimize latency.p95", subject_to=("accuracy_drop <= budget.accuracy_drop",),
+                node="best", objective="minimize latency.p95",
+                subject_to=("accuracy_drop <= budget.accuracy_drop",),
                 candidates=(
                     Candidate(name="int8 aaaa", node="int8[method=minmax]", digest="a" * 64, chosen=True,
                               reason="latency.p95 30 us", values={"latency.p95": 3e-5, "latency.p95.low": 2e-5}),
                     Candidate(name="fp32 bbbb", node="onnx", digest="b" * 64, chosen=False,
-                              reason="60 us against 30 us of int8 aaaa", values={"latency.p95": 6e-5, "size": 400_000.0}),
+                              reason="60 us against 30 us of int8 aaaa",
+                              values={"latency.p95": 6e-5, "size": 400_000.0}),
                 ),
             ),
         ),
@@ -103,8 +109,8 @@ def sample_report(**changes: Any) -> RunReport:
                          facts={"opset": "21", "precision": "fp32"}),
         ),
         "steps": (
-            ReleaseStep(node="release", target="local", revision="c" * 64, phase="preflight", message="golden samples agree",
-                        time=BEGAN + 20),
+            ReleaseStep(node="release", target="local", revision="c" * 64, phase="preflight",
+                        message="golden samples agree", time=BEGAN + 20),
         ),
     }  # fmt: skip
     return RunReport(**{**fields, **changes})

@@ -5,6 +5,8 @@ The class decides the exit code, the message is shown alone, and only a bug show
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ShipctlError(Exception):
     """Base of all errors that are shown as their message, never as a traceback."""
@@ -37,6 +39,8 @@ class SpecError(ShipctlError):
     """The spec or the command line is wrong; nothing has run yet."""
 
     exit_code = 2
+    problems: tuple[Any, ...] = ()
+    """What is wrong, each with its place (:class:`shipctl.spec.Problem`), where the message lists it."""
 
 
 class PluginError(ShipctlError):

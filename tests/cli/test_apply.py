@@ -1,12 +1,36 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from shipctl.testing.fixtures import SampleProject
-from support_cli import RELEASING, SPEC, Call
+from support_cli import RELEASING, SPEC, Call, install
+
+SLEEPING = '''
+import time
+from shipctl import Dataset, NoOptions, Stage, StageInputs, StageOutputs
+
+class Inputs(StageInputs):
+    samples: Dataset
+
+class Outputs(StageOutputs):
+    samples: Dataset
+
+class Sleeping(Stage[NoOptions, Inputs, Outputs]):
+    """Sleep."""
+
+    api_version = 1
+
+    def run(self, inputs, ctx):
+        time.sleep(60)
+'''
 
 
 def without_times(text: str) -> list[str]:
@@ -23,8 +47,7 @@ def test_apply_writes_plain_lines_where_there_is_no_terminal(light: SampleProjec
         "copy started",
         "copy done in T",
         "score started",
-        "gate score/score pass: score 0.9 >= 0.5",
-        "score done in T  score=0.9000",
+        "score done in T  score=0.9000  (1 gate passed)",
         "run ID finished in T: 2 done",
     ]
 
@@ -99,7 +122,11 @@ def test_an_unavailable_stage_stops_before_anything_ran(light: SampleProject, ca
     light.write({"spec.yaml": f"{SPEC}  - {{id: hard, uses: light-missing, needs: copy}}\n"})
     result = call("apply", "spec.yaml")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: hard: needs a quantum computer: buy one\n")
+    assert result.stderr == (
+        "error: hard: needs a quantum computer: buy one\n"
+        "up to 'score' it works here: shipctl apply spec.yaml --until score\n"
+    )
+    assert call("apply", "spec.yaml", "--until", "score").exit_code == 0
 
 
 def test_unknown_display_names_those_there_are(light: SampleProject, call: Call) -> None:
@@ -125,3 +152,24 @@ def test_release_is_shown_step_by_step(light: SampleProject, call: Call) -> None
     assert (
         without_times(call("apply", "spec.yaml").stdout)[-1] == "run ID finished in T: 2 cached, 1 in-place"
     )
+
+
+def test_interrupted_by_ctrl_c(light: SampleProject, light_stages: Path) -> None:
+    install(light_stages, "sleeping", SLEEPING, "[shipctl.stages]\nsleeping = sleeping:Sleeping\n")
+    light.write({"spec.yaml": SPEC.replace("uses: light-copy", "uses: sleeping")})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shipctl.cli", "apply", "spec.yaml"],
+        cwd=light.root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith(" copy started\n")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "copy interrupted" in stdout
+    assert stderr.startswith("error: ")
+    assert "Traceback" not in stderr

@@ -86,8 +86,10 @@ def test_every_command_has_help_and_every_option_too(call: Call, name: str) -> N
         ),
         (
             ("apply", "--lock-timeout", "5"),
-            "error: invalid value for '--lock-timeout': '5' is not a duration; write a number with ns, us, ms, s, m, h "
-            "or d, such as 30s\nsee `shipctl apply --help`\n",
+            (
+                "error: invalid value for '--lock-timeout': '5' is not a duration; "
+                "write a number with ns, us, ms, s, m, h or d, such as 30s\nsee `shipctl apply --help`\n"
+            ),
         ),
     ],
 )

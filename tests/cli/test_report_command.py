@@ -30,7 +30,7 @@ def test_report_json_has_everything_and_writes_no_page(light: SampleProject, cal
     ]
     assert [
         (line["node"], line["verdict"]["outcome"], line["verdict"]["value"]) for line in report["gates"]
-    ] == [("score", 0, 0.9)]
+    ] == [("score", "pass", 0.9)]
     (measurement,) = report["measurements"]
     assert (measurement["title"], measurement["subject_node"], measurement["metrics"]) == (
         "Score",

@@ -79,6 +79,6 @@ def test_documents_fit_their_schema(light: SampleProject, call: Call) -> None:
 
 def test_unknown_document_lists_those_there_are(project: SampleProject, call: Call) -> None:
     assert call("schema", "--of", "plans").stderr == (
-        "error: there is no schema of 'plans'; there is one of spec, error, validate, plan, run, status, down, history, "
-        "report, stages, stage\n"
+        "error: there is no schema of 'plans'; there is one of "
+        "spec, error, validate, plan, run, status, down, history, report, stages, stage\n"
     )

@@ -94,6 +94,16 @@ def test_all_installed_stages_pass_their_check(project: SampleProject, call: Cal
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_the_group_alone_shows_its_help(project: SampleProject, call: Call) -> None:
+    result = call("stages")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\n  new       Write a new stage as a distribution of its own.\n" in result.stdout
+    assert (
+        call("stages", "nonsense").stderr
+        == "error: no such command 'nonsense'\nsee `shipctl stages --help`\n"
+    )
+
+
 def test_unknown_stage_names_its_neighbour(project: SampleProject, call: Call) -> None:
     for command in ("check", "describe"):
         result = call("stages", command, "light-cpy")

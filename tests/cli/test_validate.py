@@ -41,8 +41,8 @@ def test_a_file_that_is_not_there(project: SampleProject, call: Call) -> None:
 
 
 @pytest.mark.parametrize("kind", ["kind: Pipeline", "kind: 'Pipeline'  # ours", 'kind: "Pipeline"'])
-def test_the_only_pipeline_is_found_by_its_kind(project: SampleProject, call: Call, kind: str) -> None:
-    project.write(
-        {"specs/a.yml": SPEC.replace("kind: Pipeline", kind), "specs/b.yaml": "kind: PipelineRun\n"}
-    )
+def test_the_only_pipeline_is_found_by_its_kind(light: SampleProject, call: Call, kind: str) -> None:
+    (light.root / "spec.yaml").unlink()
+    spec = SPEC.replace("kind: Pipeline", kind).replace("samples.npz", "../samples.npz")
+    light.write({"specs/a.yml": spec, "specs/b.yaml": "kind: PipelineRun\n"})
     assert call("validate").stdout == "specs/a.yml: valid\n"

@@ -16,7 +16,7 @@ from shipctl.errors import ShipctlError
 
 COMMANDS = {
     "init": "Write a starter spec for a model, and a CI workflow.",
-    "validate": "Check specs without looking at models, tools or targets.",
+    "validate": "Check specs: form, stages, options, edges and files.",
     "plan": "Show what apply would do, and why.",
     "apply": "Do what a spec, or a plan file, says.",
     "status": "Show what serves, since when, from which digest.",

@@ -101,6 +101,14 @@ def summary_line(nodes: Sequence[PlannedNode]) -> str:
     return f"plan: {', '.join(parts)}"
 
 
+def option_words(environment: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return ``-e`` and ``--set`` as they are written on a command line."""
+    return [
+        *(["-e", environment] if environment else []),
+        *(word for item in overrides for word in ("--set", item)),
+    ]
+
+
 def what_still_works(nodes: Sequence[PlannedNode], spec: Path, options: Sequence[str] = ()) -> str | None:
     """Return a sentence with the command that avoids everything unavailable; None if all is available.
 

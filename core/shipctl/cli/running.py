@@ -74,15 +74,12 @@ def watched(display: str | None, events: Path | None) -> Iterator[Hooks]:
 
 def finish(output: Output, result: RunResult, hooks: Hooks) -> None:
     """Tell how a run ended and exit with its code."""
-    from shipctl.cli.documents import RunDocument
-
     for problem in hooks.problems:
         output.complain(str(problem), label="warning")
-    output.document(
-        RunDocument(
-            run=result.run, exit_code=result.exit_code, message=result.message, statuses=dict(result.statuses)
-        )
-    )
+    if output.json:
+        from shipctl.cli.documents import RunDocument
+
+        output.document(RunDocument(**dict(result)))
     if result.exit_code:
         output.complain(result.message)
         click.get_current_context().exit(result.exit_code)

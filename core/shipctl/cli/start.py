@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-_ONLY_WITH = frozenset({"--json", "--events", "--display", "--verbose", "-v", "--help", "-h"})
-"""Options that ask for more than the one line."""
+_PLAIN = frozenset({"-e", "--environment", "--set", "--until", "-j", "--jobs", "-q", "--quiet", "--no-color"})
+"""Options that do not ask for more than the one line; with any other, the ordinary way answers."""
 
 
 def main() -> None:
     """Run the command line of this process."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["apply"] and _ONLY_WITH.isdisjoint(arguments):
+    options = {argument for argument in arguments if argument.startswith("-")}
+    if arguments[:1] == ["apply"] and options <= _PLAIN:
         from shipctl.engine.uptodate import MESSAGE, is_up_to_date
 
         if is_up_to_date(arguments):

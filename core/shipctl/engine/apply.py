@@ -26,6 +26,8 @@ from shipctl.records import Record
 from shipctl.stages.base import Stage
 from shipctl.stages.events import Status
 
+EXIT_BUG = 70
+"""`EX_SOFTWARE` of BSD's sysexits.h, for a run that shipctl itself broke off."""
 _SEVERITY = (130, 3, 7, 1, 2, 4, 6)
 """Exit codes, the one that decides first."""
 
@@ -92,6 +94,9 @@ def _run(
     previous = _terminate_as_interrupt()
     try:
         ends = schedule.run()
+    except BaseException as exc:
+        recorder.end_run(EXIT_BUG, f"{type(exc).__name__}: {exc}", {})
+        raise
     finally:
         shutil.rmtree(plan.project.work, ignore_errors=True)
         if previous is not None:
@@ -124,6 +129,7 @@ def _remember(plan: Plan, arguments: list[str], ends: dict[str, NodeEnd]) -> Non
         stored=sorted(stored),
         names=sorted(environ | set(pipeline.loaded.spec.env)),
         expires=min((end.expires for end in ends.values()), default=math.inf),
+        began=pipeline.began,
     )
 
 

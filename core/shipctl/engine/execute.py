@@ -7,7 +7,7 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from shipctl.engine.calls import Call, Placed, call_stage, class_name, context_of
 from shipctl.engine.fingerprint import Components, fingerprint
 from shipctl.engine.graph import Node, Origin
-from shipctl.engine.options import validate_options
+from shipctl.engine.options import complete_options
 from shipctl.engine.pipeline import Pipeline
 from shipctl.engine.ports import bundle, input_ports, output_ports
 from shipctl.engine.secrets import Secrets
@@ -52,23 +52,14 @@ class Executor:
     secrets: Secrets
     workdir: Path
 
-    def scope(self, node: Node, stages: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the expressions of a node may use when it runs; only the secrets that it names are fetched."""
-        return {**self.pipeline.scope(node), "stages": stages, "secrets": self.secrets}
-
     def options(self, node: Node, walk: Walk) -> StageOptions:
         """Return the options of a node, complete with what other stages measured and with secrets.
 
         :raises SpecError: if they are wrong after all
         """
         planned = self.pipeline.options[node.id]
-        if planned.value is not None:
-            return planned.value
-        problems = self.pipeline.loaded.problems()
-        value = validate_options(node, planned.resolve(self.scope(node, walk.stages_scope())), problems)
-        problems.raise_if_any()
-        assert value is not None  # noqa: S101  (there were no problems)
-        return value
+        stages = walk.stages_scope() if planned.later else {}
+        return complete_options(node, planned, self.pipeline.loaded, stages, self.secrets)
 
     def open_inputs(self, ready: Ready, folder: Path) -> dict[str, tuple[Artifact, ...]]:
         """Lay out verified inputs below ``folder``, taking what the spec brings into the store first.

@@ -160,9 +160,7 @@ def _releases(pipeline: Pipeline) -> list[Node]:
 
 
 def _release(pipeline: Pipeline, node: Node) -> Release:
-    return Release.of(
-        pipeline, node, None, {**pipeline.scope(node), "stages": {}, "secrets": Secrets(pipeline.loaded)}
-    )
+    return Release.of(pipeline, node, None, Secrets(pipeline.loaded))
 
 
 def _operate(
@@ -181,8 +179,7 @@ def _operate(
         secrets = Secrets(pipeline.loaded)
         recorder = Recorder(pipeline, journal, hooks, secrets)
         workdir = pipeline.project.work / recorder.run
-        scope = {**pipeline.scope(node), "stages": {}, "secrets": secrets}
-        release = Release.of(pipeline, node, None, scope)
+        release = Release.of(pipeline, node, None, secrets)
         drive = Drive(
             run=recorder.run,
             watch=recorder.watcher(node),

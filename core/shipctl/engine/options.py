@@ -20,6 +20,7 @@ from shipctl.stages.base import StageOptions
 
 if TYPE_CHECKING:
     from shipctl.engine.graph import Node
+    from shipctl.engine.secrets import Secrets
     from shipctl.spec import LoadedSpec, Problems
 
 SCOPE_LATER = frozenset({"stages", "secrets"})
@@ -34,13 +35,6 @@ class PlannedOptions:
     """Raw values by option name, with expressions over `stages` or `secrets`."""
     value: StageOptions | None = None
     """The validated options, where nothing comes later and nothing is wrong."""
-
-    def resolve(self, scope: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all values with a scope that has `stages` and `secrets`.
-
-        :raises SpecError: if an expression cannot be evaluated
-        """
-        return {**self.known, **{name: evaluate(value, scope) for name, value in self.later.items()}}
 
     def canonical(
         self, model: type[StageOptions], stages: Mapping[str, Any] | None, scope: Mapping[str, Any]
@@ -83,6 +77,33 @@ def plan_options(node: Node, loaded: LoadedSpec, problems: Problems) -> PlannedO
             later[name] = raw
     value = validate_options(node, known, problems, frozenset(later))
     return PlannedOptions(known, later, None if later else value)
+
+
+def complete_options(
+    node: Node, planned: PlannedOptions, loaded: LoadedSpec, stages: Mapping[str, Any], secrets: Secrets
+) -> StageOptions:
+    """Return the options with everything in them; only the secrets that they name are fetched.
+
+    :raises SpecError: if they are wrong after all; no secret is in its message
+    """
+    if planned.value is not None:
+        return planned.value
+    named = {path[1] for path in references(planned.later) if path[0] == "secrets" and len(path) > 1}
+    scope = {
+        **loaded.scope(),
+        "matrix": node.matrix,
+        "stages": stages,
+        "secrets": {name: secrets[name] for name in named},
+    }
+    problems = loaded.problems()
+    try:
+        values = {**planned.known, **{name: evaluate(raw, scope) for name, raw in planned.later.items()}}
+        made = validate_options(node, values, problems)
+        problems.raise_if_any()
+    except SpecError as exc:
+        raise SpecError(secrets.redact(str(exc))) from None
+    assert made is not None  # noqa: S101  (there were no problems)
+    return made
 
 
 def validate_options(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import time
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +20,7 @@ from shipctl.engine.resources import Resources
 from shipctl.engine.sources import Source, find_sources, objectives
 from shipctl.errors import SpecError, UnavailableError
 from shipctl.records import digest_of
-from shipctl.spec import LoadedSpec, Problems, evaluate, load_spec, near, references
+from shipctl.spec import LoadedSpec, Problems, evaluate, load_soundly, near, references
 from shipctl.stages.base import Stage
 from shipctl.stages.context import CheckContext, Objectives, Upstream
 from shipctl.stages.registry import Registry
@@ -38,6 +40,8 @@ class Pipeline:
     fingerprints: Fingerprinter
     store: LocalStore
     cache: FileCache
+    began: int
+    """When the spec began to be read, in nanoseconds since the epoch."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """Node to what this machine lacks for it."""
 
@@ -107,13 +111,21 @@ def prepare(
     :raises SpecError: for the spec, its files, its options, or an unknown ``until``
     :raises PluginError: for a plugin that it uses
     """
-    loaded = load_spec(spec, environment=environment, overrides=overrides)
+    began = time.time_ns()
+    registry = registry or Registry()
+    loaded, problems = load_soundly(spec, environment=environment, overrides=overrides)
+    if loaded is None:
+        problems.raise_if_any()
+        raise SpecError(f"{spec} is not a spec")
     project = Project.of(loaded.path)
-    problems = loaded.problems()
     cache = FileCache(project.state / "files.json")
+    unsound = bool(problems)
     sources = find_sources(loaded, cache, problems)
+    if unsound:  # edges between stages would only show the same faults again
+        check_stages(loaded, registry, problems)
+        problems.raise_if_any()
     kinds = {name: type(source.artifact) for name, source in sources.items()}
-    graph = GraphBuilder(loaded, registry or Registry(), kinds, problems).build()
+    graph = GraphBuilder(loaded, registry, kinds, problems).build()
     options = {node.id: plan_options(node, loaded, problems) for node in graph.nodes.values()}
     _check_overlays(graph, loaded, problems)
     problems.raise_if_any()
@@ -129,12 +141,26 @@ def prepare(
         fingerprints=Fingerprinter(cache, loaded.spec.seed, Objectives(**goals)),
         store=LocalStore(project.store),
         cache=cache,
+        began=began,
     )
     machine = Resources(cpu=1)
     for node in graph.nodes.values():
         _check(pipeline, node, machine, problems)
     problems.raise_if_any()
     return pipeline
+
+
+def check_stages(loaded: LoadedSpec, registry: Registry, problems: Problems) -> None:
+    """Look at each stage by itself: whether there is such a plugin, and its options in every variant."""
+    for index, stage in enumerate(loaded.spec.stages):
+        try:
+            cls = registry.load(stage.uses)
+        except SpecError as exc:
+            problems.add(("stages", index, "uses"), str(exc))
+            continue
+        axes = [[((stage.id, axis), value) for value in values] for axis, values in stage.matrix.items()]
+        for choice in itertools.product(*axes):
+            plan_options(Node(stage.id, index, stage, cls, dict(choice), {}), loaded, problems)
 
 
 def _check_overlays(graph: Graph, loaded: LoadedSpec, problems: Problems) -> None:

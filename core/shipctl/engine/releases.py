@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipctl.engine.fingerprint import components, fingerprint
-from shipctl.engine.options import validate_options
+from shipctl.engine.options import complete_options
 from shipctl.engine.ports import bundle, input_ports
 from shipctl.engine.walk import NodeEnd
 from shipctl.errors import RunInterruptedError, ShipctlError, SpecError
@@ -29,6 +29,7 @@ from shipctl.stages.events import ReleaseStepped
 if TYPE_CHECKING:
     from shipctl.engine.graph import Node
     from shipctl.engine.pipeline import Pipeline
+    from shipctl.engine.secrets import Secrets
     from shipctl.engine.walk import Ready
     from shipctl.stages.verdicts import Verdict
 
@@ -94,17 +95,22 @@ class Release:
         return cls._of(pipeline, node, value, ready)
 
     @classmethod
-    def of(cls, pipeline: Pipeline, node: Node, ready: Ready | None, scope: Mapping[str, Any]) -> Release:
-        """Return the release with all its options; ``scope`` has `stages` and `secrets`.
+    def of(
+        cls,
+        pipeline: Pipeline,
+        node: Node,
+        ready: Ready | None,
+        secrets: Secrets,
+        stages: Mapping[str, Any] | None = None,
+    ) -> Release:
+        """Return the release with all its options; ``stages`` is what expressions may know of other stages.
 
         :raises SpecError: if the options are wrong after all
         """
-        problems = pipeline.loaded.problems()
-        value = pipeline.options[node.id].value or validate_options(
-            node, pipeline.options[node.id].resolve(scope), problems
+        planned = pipeline.options[node.id]
+        return cls._of(
+            pipeline, node, complete_options(node, planned, pipeline.loaded, stages or {}, secrets), ready
         )
-        problems.raise_if_any()
-        return cls._of(pipeline, node, value, ready)
 
     @classmethod
     def _of(cls, pipeline: Pipeline, node: Node, options: Any, ready: Ready | None) -> Release:

@@ -244,8 +244,8 @@ class Schedule:
         return end
 
     def _release_step_by_step(self, node: Node, ready: Ready) -> NodeEnd:
-        scope = self._executor.scope(node, self._walk.stages_scope())
-        release = Release.of(self._pipeline, node, ready, scope)
+        stages = self._walk.stages_scope() if self._pipeline.options[node.id].later else {}
+        release = Release.of(self._pipeline, node, ready, self._executor.secrets, stages)
         if release.in_place():
             return NodeEnd("in-place", f"{self._pipeline.version} serves on {release.target}")
         approval = node.spec.approval

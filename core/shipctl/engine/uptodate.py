@@ -85,18 +85,24 @@ def is_up_to_date(arguments: list[str]) -> bool:
 
 
 def remember(
-    state: str, arguments: list[str], sources: list[str], stored: list[str], names: list[str], expires: float
+    state: str,
+    arguments: list[str],
+    sources: list[str],
+    stored: list[str],
+    names: list[str],
+    expires: float,
+    began: int,
 ) -> bool:
     """Remember that a command line found nothing to do, and return whether that could be remembered.
 
     ``sources`` are files that a person may edit, ``stored`` those of the store, ``names`` the environment
-    variables that count, ``expires`` the time (seconds since the epoch) when a measurement becomes too old.
+    variables that count, ``expires`` the time (seconds since the epoch) when a measurement becomes too old, and
+    ``began`` when the sources began to be read (nanoseconds since the epoch): what changed later was not seen.
     """
-    now = time.time_ns()
     stamps: dict[str, Stamp] = {}
     for path in sources:
         found = stamp(path)
-        if found is None or now - max(found[1], found[2]) < _SETTLED_NS:
+        if found is None or began - max(found[1], found[2]) < _SETTLED_NS:
             return False
         stamps[path] = found
     folders = {os.path.dirname(path) for path in sources} | {path for path in sys.path if path}  # noqa: PTH120

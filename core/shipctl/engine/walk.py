@@ -50,7 +50,7 @@ class NodeEnd:
     peak_memory: int | None = None
     exit_code: int = 0
     expires: float = math.inf
-    """When a measurement becomes too old, in seconds since the epoch."""
+    """When a measurement becomes too old (see :func:`expiry`), in seconds since the epoch."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -110,9 +110,7 @@ class Walk:
             alive = [origin for origin in bound if name not in lists or self._survives(node, origin)]
             made = [(origin, item) for origin in alive if (item := self.artifact(origin)) is not None]
             if bound and not made:
-                why = "; ".join(
-                    f"{o}: {self.ends[o.node].message or self.ends[o.node].status}" for o in bound if o.node
-                )
+                why = "; ".join(self._why_gone(node, origin) for origin in bound if origin.node)
                 return NodeEnd("failed", f"no candidate is left for input {name!r} ({why})", exit_code=4)
             inputs[name] = tuple(item for _, item in made)
             origins[name] = tuple(origin for origin, _ in made)
@@ -146,9 +144,17 @@ class Walk:
         feeds = {origin.node for bound in node.bindings.values() for origin in bound}
         return node.is_release and need not in feeds and self.pipeline.graph.nodes[need].subject is not None
 
+    def _against(self, node: Node, origin: Origin) -> str | None:
+        """Return the first check that a node needs and that does not stand for an origin."""
+        checks = (need for need in node.needs if self.pipeline.graph.nodes[need].subject == origin)
+        return next((need for need in checks if self.ends[need].status in BAD), None)
+
     def _survives(self, node: Node, origin: Origin) -> bool:
-        checks = [need for need in node.needs if self.pipeline.graph.nodes[need].subject == origin]
-        return all(self.ends[need].status not in BAD for need in checks)
+        return self._against(node, origin) is None
+
+    def _why_gone(self, node: Node, origin: Origin) -> str:
+        name = self._against(node, origin) or origin.node
+        return f"{origin}: {name} {_SAID.get(self.ends[name].status, 'made none')}"
 
     # -- gates ---------------------------------------------------------------------------------------------
 
@@ -225,7 +231,7 @@ class Walk:
         result = store.load_result(fingerprint(parts))
         if result is None:
             return None
-        if node.cls.max_age is not None and time.time() - result.created > node.cls.max_age:
+        if time.time() > expiry(node, result):
             return None
         outputs = read_outputs(self.pipeline, node, result)
         if not all(
@@ -251,6 +257,12 @@ class Walk:
             message = f"judging crashed with {type(exc).__name__}: {exc}"
             return (Verdict(gate=node.spec.uses, outcome=Outcome.ERROR, message=message, subject=subject),)
         return verdicts
+
+
+def expiry(node: Node, result: Result) -> float:
+    """Return when a result becomes too old, in seconds since the epoch; infinity for what never does."""
+    age = node.cls.max_age if issubclass(node.cls, Stage) else None
+    return math.inf if age is None else result.created + age
 
 
 def read_outputs(pipeline: Pipeline, node: Node, result: Result) -> dict[str, Artifact]:

@@ -55,7 +55,7 @@ def render_page(report: RunReport, version: str) -> str:
         measured=measured,
         statuses=Counter(stage.status for stage in report.stages),
         outcomes=Counter(str(line.verdict.outcome) for line in report.gates),
-        gates=sorted(report.gates, key=lambda line: -line.verdict.outcome),
+        gates=sorted(report.gates, key=lambda line: -line.verdict.outcome.badness),
         bars=timeline(report),
         peak=max((stage.peak_memory or 0 for stage in report.stages), default=0),
         say=partial(_with_nodes, report),
@@ -66,28 +66,39 @@ def render_page(report: RunReport, version: str) -> str:
 
 
 def latency_figures(report: RunReport) -> list[Figure]:
-    """Return a plot per configuration that several models were measured in, else one plot of all configurations."""
+    """Return a plot per configuration that several models were measured in, else one plot of all configurations.
+
+    Bounds hold for the headline configuration of a benchmark, so they are drawn in its plot only.
+    """
     by_setting: dict[str, list[Curve]] = defaultdict(list)
+    headlines: set[str] = set()
     subjects: set[str] = set()
     for item in report.measurements:
+        headlines.add(_setting(item.details.get("headline") or {}))
         for row in item.details.get("configurations", ()):
             points = _points(row.get("curve"))
             if points:
                 subjects.add(item.subject)
-                setting = f"batch {row.get('batch')}, {text.plural(int(row.get('threads', 1)), 'thread')}"
-                by_setting[setting].append(Curve(item.subject_node or text.short(item.subject), points))
+                by_setting[_setting(row)].append(Curve(item.subject_node or text.short(item.subject), points))
     if len(subjects) == 1:
+        title = f"latency of {next(iter(by_setting.values()))[0].label}"
         curves = [Curve(setting, found[0].points) for setting, found in by_setting.items()]
-        by_setting = defaultdict(
-            list, {f"latency of {next(iter(by_setting.values()))[0].label}": curves} if curves else {}
-        )
-    figures = []
-    for title, curves in by_setting.items():
-        bounds, note = _bounds(report, curves)
-        svg = latency_plot(curves, bounds)
-        if svg:
-            figures.append(Figure(title, svg, tuple(curve.label for curve in curves[:COLOURS]), note))
-    return figures
+        return _figure(report, title, curves, bounded=True)
+    return [
+        figure
+        for setting, curves in by_setting.items()
+        for figure in _figure(report, setting, curves, bounded=setting in headlines)
+    ]
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    return f"batch {row.get('batch')}, {text.plural(int(row.get('threads', 1)), 'thread')}"
+
+
+def _figure(report: RunReport, title: str, curves: Sequence[Curve], *, bounded: bool) -> list[Figure]:
+    bounds, note = _bounds(report, curves) if bounded else ([], "")
+    svg = latency_plot(curves, bounds)
+    return [Figure(title, svg, tuple(curve.label for curve in curves[:COLOURS]), note)] if svg else []
 
 
 def _points(curve: Any) -> tuple[tuple[float, float], ...]:

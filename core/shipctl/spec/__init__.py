@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shipctl.spec.checks import stage_dependencies
 from shipctl.spec.expressions import evaluate, has_expression, references
-from shipctl.spec.load import LoadedSpec, load_spec
+from shipctl.spec.load import LoadedSpec, load_soundly, load_spec
 from shipctl.spec.models import (
     Approval,
     Budget,
@@ -56,6 +56,7 @@ __all__ = [
     "evaluate",
     "has_expression",
     "load_document",
+    "load_soundly",
     "load_spec",
     "near",
     "references",

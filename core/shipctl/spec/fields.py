@@ -128,7 +128,12 @@ Ids: TypeAlias = Annotated[
     tuple[StageId, ...],
     BeforeValidator(_one_or_many, json_schema_input_type=StageId | tuple[StageId, ...]),
 ]
-_SOURCE_SCHEMA = {"type": "string", "pattern": f"^{_SOURCE.pattern}$"}
+_SOURCE_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "pattern": f"^{_SOURCE.pattern}$"},
+        {"type": "string", "pattern": r"\$\{\{"},
+    ]
+}
 Port: TypeAlias = Annotated[
     str | tuple[str, ...],
     BeforeValidator(_port),

@@ -107,6 +107,27 @@ def load_spec(
 
     Raises SpecError that tells everything that is wrong, each with ``file:line:column`` and the source line.
     """
+    loaded, problems = load_soundly(path, environment=environment, overrides=overrides, environ=environ)
+    problems.raise_if_any()
+    if loaded is None:  # what did not validate is a problem, so this is not reached
+        raise SpecError(f"{Location(str(path))}: is not a spec; check it")
+    return loaded
+
+
+def load_soundly(
+    path: str | os.PathLike[str],
+    *,
+    environment: str | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> tuple[LoadedSpec | None, Problems]:
+    """Load as :func:`load_spec`, and return what is sound of the spec beside what is wrong with it.
+
+    With problems, the spec lacks its wrong parts (None if too little is left), so that a caller can look for more
+    problems in the rest before it raises.
+
+    Raises SpecError for what is not even YAML, or a command line that cannot be applied to it.
+    """
     file = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links; paths are relative to this one
     files = Files()
     tree = load_files(file, files)
@@ -131,11 +152,10 @@ def load_spec(
         spec = _validate(data, problems, resolver.failed)
         if spec is not None:
             check_spec(spec, tree, _scope(spec, env), problems)
-    problems.raise_if_any()
-    if spec is None:  # what did not validate is a problem, so this is not reached
-        raise SpecError(f"{Location(str(file))}: is not a spec; check it")
     read = tuple((document.path, document.sha256) for document in files.documents)
-    return LoadedSpec(spec, file, read, environment, frozenset(resolver.overlaid), env, tree)
+    overlaid = frozenset(resolver.overlaid)
+    loaded = None if spec is None else LoadedSpec(spec, file, read, environment, overlaid, env, tree)
+    return loaded, problems
 
 
 def _listed(tree: MappingNode, environ: Mapping[str, str]) -> dict[str, str]:

@@ -167,4 +167,6 @@ class Problems:
         lines = [str(problem) for problem in self.sorted()]
         if self.full:
             lines.append("and there may be more problems; fix these first")
-        raise SpecError("\n".join(lines))
+        error = SpecError("\n".join(lines))
+        error.problems = tuple(self.sorted())
+        raise error

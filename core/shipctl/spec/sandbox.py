@@ -257,7 +257,7 @@ def environment() -> SandboxedEnvironment:
 
         return filter_
 
-    # constants are not folded: that happens while compiling, past every check here
+    # constants are not folded: filters would run while compiling, where their work is not counted
     sandbox = _sandbox_class()(undefined=StrictUndefined, optimized=False, cache_size=0, autoescape=False)
     sandbox.globals.clear()
     sandbox.filters.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
-from enum import IntEnum
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
@@ -22,16 +22,18 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-class Outcome(IntEnum):
+class Outcome(StrEnum):
     """The four outcomes in order of badness; combining takes the worst."""
 
-    PASS = 0
-    INCONCLUSIVE = 1
-    ERROR = 2
-    FAIL = 3
+    PASS = "pass"  # noqa: S105  (a verdict)
+    INCONCLUSIVE = "inconclusive"
+    ERROR = "error"
+    FAIL = "fail"
 
-    def __str__(self) -> str:
-        return self.name.lower()
+    @property
+    def badness(self) -> int:
+        """Return 0 for a pass, and more for what is worse."""
+        return list(Outcome).index(self)
 
 
 class Verdict(Record):
@@ -77,4 +79,4 @@ def compare(
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
     """Return the worst outcome; of none at all it is PASS, so ask whether there had to be one."""
-    return max(outcomes, default=Outcome.PASS)
+    return max(outcomes, key=lambda outcome: outcome.badness, default=Outcome.PASS)

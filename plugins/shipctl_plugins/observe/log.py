@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TextIO
 
@@ -24,6 +25,7 @@ class PlainLog:
         self._stream = stream
         self._verbosity = verbosity
         self._now = now
+        self._passed: Counter[str] = Counter()
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -53,18 +55,23 @@ class PlainLog:
     def shipctl_stage_finished(self, event: events.StageFinished) -> None:
         if self._verbosity < 0 and event.status not in _BAD:
             return
+        passed = self._passed.pop(event.node, 0)
         took = f" in {text.duration(event.seconds)}" if event.seconds else ""
         line = f"{event.node} {event.status}{took}"
         if event.message:
             line += f": {event.message}"
         elif event.metrics and event.status == "done":
             line += f"  {text.metrics(event.metrics)}"
+        if passed:
+            line += f"  ({passed} gate{'s' if passed > 1 else ''} passed)"
         self._write(event.time, line)
 
     @hookimpl
     def shipctl_gate_decided(self, event: events.GateDecided) -> None:
         verdict = event.verdict
-        if self._verbosity >= 0 or verdict.outcome is not Outcome.PASS:
+        if verdict.outcome is Outcome.PASS:
+            self._passed[event.node] += 1
+        if self._verbosity > 0 or verdict.outcome is not Outcome.PASS:
             self._write(self._now(), f"gate {event.node}/{verdict.gate} {verdict.outcome}: {verdict.message}")
 
     @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from support_engine import EngineProject, flip_bit
@@ -19,25 +20,17 @@ def damaged(project: EngineProject, uses: str = "append") -> None:
     project.edit("add: cccc", "add: dddd")
 
 
-def assert_rebuilt(project: EngineProject, log: str, ran: list[str]) -> None:
-    run = project.apply()
-    assert run.code == 0, run.messages
-    assert [line for line in run.log if not line.endswith(("adding bbbb", "adding dddd"))] == [log]
-    assert run.ran == ran
-    assert "aaaabbbbdddd" in project.stored_texts()
-    project.assert_whole()
-    assert project.apply().ran == []
-
-
 def test_one_flipped_bit_is_named_and_the_producer_runs_again(project: EngineProject) -> None:
     damaged(project)
     blob = project.blob_of("aaaabbbb")
     flip_bit(blob)
+    body = blob.read_bytes()
     said = project.apply()
     assert said.code == 0
-    name, wrong = blob.name[:12], said.log[0].split(" and has ")[1][:12]
-    assert said.log[0] == (
-        f"c: thing.txt in the store is damaged: it should have SHA-256 {name}… and has {wrong}…; running b again"
+    (log,) = [line for line in said.log if "adding" not in line]
+    wrong = hashlib.sha256(body).hexdigest()[:12]
+    assert log == (
+        f"c: thing.txt in the store is damaged: its digest is {wrong}… and not {blob.name[:12]}…; running b again"
     )
     assert said.ran == ["b", "c"]
     assert said.statuses == {"a": "cached", "b": "done", "c": "done"}
@@ -92,8 +85,6 @@ def test_a_flipped_bit_in_a_result_makes_it_not_count(project: EngineProject) ->
 
 
 def test_a_result_of_another_version_does_not_count(project: EngineProject) -> None:
-    import hashlib
-
     project.spec("- {id: a, uses: make, with: {label: a}}").apply()
     (result,) = project.results()
     body = json.dumps({"fingerprint": result.name, "uses": "make", "outputs": [], "extra": 1}).encode()
@@ -117,18 +108,15 @@ def test_a_damaged_file_of_the_specs_own_is_taken_again(project: EngineProject) 
 def test_many_damaged_files_of_the_specs_own_are_all_taken_again(project: EngineProject) -> None:
     names = ["one", "two", "three", "four"]
     for name in names:
-        (project.root / f"{name}.npz").write_bytes(f"content of {name}".encode())
+        (project.root / f"{name}.npz").write_text(name)
     data = ", ".join(f"{name}: {{uri: {name}.npz}}" for name in names)
-    stages = "\n".join(
-        f"- {{id: r-{name}, uses: read-data, needs: [], inputs: {{evaluation: data.{name}}}, with: {{label: old-{name}}}}}"
-        for name in names
-    )
-    project.spec(stages, head=f"data: {{{data}}}").apply()
+    project.spec("- {id: r, uses: read-all, with: {label: old}}", head=f"data: {{{data}}}").apply()
     for name in names:
-        flip_bit(project.blob_of(f"content of {name}"))
-        project.edit(f"label: old-{name}", f"label: new-{name}")
+        flip_bit(project.blob_of(name))
+    project.edit("label: old", "label: new")
     run = project.apply()
-    assert (run.code, sorted(run.ran)) == (0, sorted(f"new-{name}" for name in names))
+    assert (run.code, run.ran) == (0, ["new"]), run.messages
+    assert len(run.log) == len(names)
 
 
 def test_damage_behind_a_selection_makes_the_first_maker_run_again(project: EngineProject) -> None:
@@ -167,7 +155,7 @@ def test_damage_found_while_something_else_still_runs(project: EngineProject) ->
     project.edit("label: slow1", "label: slow2")
     run = project.apply()
     assert run.code == 0, run.messages
-    assert run.ran == ["slow2", "b", "a", "c", "j", "last"] or set(run.ran) == {"slow2", "a", "b", "j", "last"}
+    assert sorted(run.ran) == ["a", "b", "j", "last", "slow2"]
     project.assert_whole()
 
 

@@ -209,7 +209,7 @@ def model(project: EngineProject) -> None:
 STALE = [
     (lambda p: p.edit("text: aa", "text: ab"), ["spec: stages changed", "stage a: option text aa -> ab"]),
     (lambda p: p.edit("1.0.0", "1.0.1"), ["spec: metadata version 1.0.0 -> 1.0.1"]),
-    (lambda p: p.apply(), ["target of d: serves None -> "]),
+    (lambda p: p.apply(), ["target of d: serves changed"]),
 ]
 
 

@@ -60,8 +60,9 @@ def project(tmp_path: Path) -> Project:
     ):
         store.save_result(
             Result(
-                fingerprint=fingerprint, uses="light", outputs={name: item.manifest() for name, item in outputs.items()},
-                passed=passed, created=1.0, seconds=7.5, peak_memory=1000,
+                fingerprint=fingerprint, uses="light", passed=passed,
+                created=1.0, seconds=7.5,
+                outputs={name: item.manifest() for name, item in outputs.items()}, peak_memory=1000,
             )
         )  # fmt: skip
     journal = Journal(project.journal)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from shipctl.report.data import GateLine
 from shipctl.report.page import details_of, latency_figures, render_page, timeline
+from shipctl.stages.verdicts import compare
 from support_report import benchmark, sample_report, stage
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -84,8 +86,8 @@ def test_values_are_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("exit_code", "word"),
-    [(0, "succeeded"), (1, "failed"), (4, "stopped by a gate"), (6, "waiting"), (7, "rolled back"), (130, "interrupted"),
-     (None, "unfinished")],
+    [(0, "succeeded"), (1, "failed"), (4, "stopped by a gate"), (6, "waiting"), (7, "rolled back"),
+     (130, "interrupted"), (None, "unfinished")],
 )  # fmt: skip
 def test_the_badge_says_how_the_run_ended(exit_code: int | None, word: str) -> None:
     report = sample_report()
@@ -116,6 +118,13 @@ def test_several_models_get_a_plot_per_configuration() -> None:
         ("batch 1, 1 thread", ("made-a", "made-b")),
         ("batch 8, 1 thread", ("made-a", "made-b")),
     ]
+
+
+def test_bounds_are_drawn_for_the_headline_configuration_only() -> None:
+    near = GateLine(node="speed", verdict=compare("latency.p95", 3e-5, "<=", 4e-3))
+    first, second = latency_figures(sample_report(gates=(near,)))
+    assert "p95 bound 4ms" in first.svg
+    assert "bound" not in second.svg
 
 
 def test_bars_lie_within_the_run() -> None:

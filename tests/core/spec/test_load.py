@@ -253,7 +253,7 @@ def test_included_files_lie_below_and_keep_their_places(load: Load, in_folder: P
         HEAD
         + "include: [parts/a.yaml, b.yaml]\nvars: {x: own, list: [9]}\nstages:\n  - {id: last, uses: n}\n",
         files={
-            "parts/a.yaml": "include: ../common.yaml\nvars: {x: a, y: a, list: []}\nstages:\n  - {id: first, uses: n}\n",
+            "parts/a.yaml": "include: ../common.yaml\nvars: {x: a, y: a, list: []}\nstages: [{id: first, uses: n}]\n",
             "b.yaml": "include: [common.yaml]\nvars: {y: b}\nstages: [{id: second, uses: n}]\n",
             "common.yaml": "vars: {z: common, y: common}\nbudget: {rollback: 5s}\nstages: [{id: zeroth, uses: n}]\n",
         },
@@ -267,7 +267,7 @@ def test_included_files_lie_below_and_keep_their_places(load: Load, in_folder: P
         ("vars", "x"): "s.yaml:5:11",
         ("vars", "y"): "b.yaml:2:11",
         ("vars", "z"): "common.yaml:1:11",
-        ("stages", 1, "id"): "parts/a.yaml:4:10",
+        ("stages", 1, "id"): "parts/a.yaml:3:15",
     }
     assert {keys: str(loaded.locate(keys)) for keys in places} == places
     assert [str(path.relative_to(in_folder)) for path, _ in loaded.files] == [

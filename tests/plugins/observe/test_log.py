@@ -45,20 +45,21 @@ def test_a_line_per_thing_that_happened() -> None:
         "12:01:02 onnx started",
         "12:01:05 onnx done in 3.2s  parity.cosine=1.0000  parity.max_abs_error=1e-06",
         "12:01:05 weights cached",
-        "12:01:05 gate evaluate/accuracy pass: accuracy 0.99 >= 0.97",
         "12:01:05 gate evaluate/accuracy error: accuracy is missing, >= 0.97 was asked for",
         "12:01:05 gate speed/stability inconclusive: it did not settle",
-        "12:01:05 evaluate rejected in 3.2s: accuracy is missing",
+        "12:01:05 evaluate rejected in 3.2s: accuracy is missing  (1 gate passed)",
         "12:01:05 next blocked: evaluate was rejected",
         "12:01:06 release preflight on local: 12 golden samples agree",
         "12:01:24 run 20260301-120102-abcdef ended with exit code 4 in 22.1s: 1 done, 1 cached, 1 rejected, 1 blocked",
     ]
 
 
-def test_verbose_adds_what_stages_log() -> None:
-    assert lines(logged("onnx", "exporting"), logged("", "ended a leftover"), verbosity=1) == [
+def test_verbose_adds_what_stages_log_and_every_gate() -> None:
+    happened = [logged("onnx", "exporting"), logged("", "ended a leftover"), decided("evaluate", 0.99)]
+    assert lines(*happened, verbosity=1) == [
         "12:01:05 onnx | exporting",
         "12:01:05 shipctl | ended a leftover",
+        "12:01:05 gate evaluate/accuracy pass: accuracy 0.99 >= 0.97",
     ]
 
 

@@ -195,6 +195,27 @@ class ReadData(Stage[Labelled, DataInput, Outputs]):
         return write(ctx, str(inputs.evaluation.path.stat().st_size))
 
 
+class DataInputs(StageInputs):
+    """Four data sets."""
+
+    one: Dataset
+    two: Dataset
+    three: Dataset
+    four: Dataset
+
+
+class ReadAll(Stage[Labelled, DataInputs, Outputs]):
+    """Put four data sets together."""
+
+    api_version = 1
+    isolation = "inline"
+
+    def run(self, inputs: DataInputs, ctx: StageContext) -> Outputs:
+        self.options.began()
+        parts = (inputs.one, inputs.two, inputs.three, inputs.four)
+        return write(ctx, " ".join(part.path.read_text() for part in parts))
+
+
 class Sensitive(Stage[Labelled, NoInputs, Outputs]):
     """Depend on everything that a fingerprint can hold."""
 

@@ -84,6 +84,8 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
         counter.write_text(str(done + 1))
         if done < self.options.fail_aborts:
             raise StageError("the shelf is stuck")
+        if state.reached is Phase.PENDING:
+            return state, Step(phase=Phase.REJECTED, message="nothing was touched")
         if state.before is not None:
             self._effect(ctx, Phase.ABORTING, "serving.json", json.dumps(state.before))
             return state, Step(phase=Phase.ROLLED_BACK, message=f"{state.before['version']} serves")

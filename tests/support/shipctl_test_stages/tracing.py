@@ -1,7 +1,8 @@
 """What really ran, in a file that outlives the process, and SIGKILL at a chosen point.
 
 ``SHIPCTL_TEST_TRACE`` names the file. ``SHIPCTL_TEST_KILL`` names one point, such as ``inside a`` or
-``hook stage_finished a``; shipctl's main process is killed when it is reached.
+``hook stage_finished a``, or ``*`` for the first at which nobody was killed yet; shipctl's main process is
+killed when it is reached.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ def trace(line: str) -> None:
 
 def kill_point(name: str) -> None:
     """Kill shipctl's main process if this is the chosen point."""
-    if os.environ.get("SHIPCTL_TEST_KILL") == name:
+    chosen = os.environ.get("SHIPCTL_TEST_KILL")
+    if chosen == name or (chosen == "*" and f"KILL {name}" not in _traced()):
         trace(f"KILL {name}")
         os.kill(_main_process(), signal.SIGKILL)
         time.sleep(60)  # in a worker, until its supervisor notices
+
+
+def _traced() -> list[str]:
+    place = Path(os.environ["SHIPCTL_TEST_TRACE"])
+    return place.read_text().splitlines() if place.exists() else []
 
 
 def _main_process() -> int:
@@ -48,7 +55,7 @@ class TraceHook:
 
     @hookimpl
     def shipctl_stage_finished(self, event: events.StageFinished) -> None:
-        if event.status == "done":
+        if event.status in {"done", "cached", "in-place"}:
             trace(f"finished {event.node}")
         kill_point(f"hook stage_finished {event.node}")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import plan_options, spec_argument
+from shipctl.cli.planning import option_words, plan_options, spec_argument, what_still_works
 from shipctl.cli.running import display_options, finish, watched
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import DURATION
-from shipctl.errors import SpecError
+from shipctl.errors import SpecError, UnavailableError
 
 
 @click.command("apply")
@@ -56,20 +56,25 @@ def command(
     from shipctl.engine.plan import is_plan_file, make_plan, read_plan
 
     path = find_spec(spec)
-    if is_plan_file(path):
+    pinned = is_plan_file(path)
+    if pinned:
         if environment or overrides or until:
             message = f"{path} is a plan file, which pins all of that: leave out -e, --set and --until"
             raise SpecError(message)
         plan = read_plan(path)
     else:
         plan = make_plan(path, environment=environment, overrides=overrides, until=until)
+    hint = None if pinned else what_still_works(plan.nodes, path, option_words(environment, overrides))
     with watched(display, events) as hooks:
-        result = apply(
-            plan,
-            hooks=hooks,
-            jobs=jobs,
-            lock_timeout=lock_timeout,
-            retry=retry,
-            arguments=sys.argv[1:] if sys.argv[1:2] == ["apply"] else None,
-        )
+        try:
+            result = apply(
+                plan,
+                hooks=hooks,
+                jobs=jobs,
+                lock_timeout=lock_timeout,
+                retry=retry,
+                arguments=sys.argv[1:] if sys.argv[1:2] == ["apply"] else None,
+            )
+        except UnavailableError as exc:
+            raise (UnavailableError(f"{exc}\n{hint}") if hint else exc) from None
     finish(Output.current(), result, hooks)

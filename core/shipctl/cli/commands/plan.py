@@ -10,6 +10,7 @@ import click
 from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.planning import (
     count_actions,
+    option_words,
     plan_lines,
     plan_options,
     spec_argument,
@@ -45,7 +46,6 @@ def command(
     A line per stage: run (and which input, option, source or tool changed), cached, skipped, release (and
     what would change on the target), in-place. Stages that cannot run here say what is missing.
     """
-    from shipctl.cli.documents import PlanDocument
     from shipctl.engine.plan import make_plan
 
     output = Output.current()
@@ -57,22 +57,21 @@ def command(
     for line in plan_lines(ready.nodes):
         output.result(line)
     output.result(summary_line(ready.nodes))
-    options = [
-        *(["-e", environment] if environment else []),
-        *(part for item in overrides for part in ("--set", item)),
-    ]
-    hint = what_still_works(ready.nodes, path, options)
+    hint = what_still_works(ready.nodes, path, option_words(environment, overrides))
     if hint:
         output.result(hint)
     if file is not None:
         output.say(f"written to {file}; carry it out with `{shlex.join(['shipctl', 'apply', str(file)])}`")
-    output.document(
-        PlanDocument(
-            pipeline=ready.pipeline,
-            version=ready.version,
-            digest=ready.digest,
-            nodes=ready.nodes,
-            counts=count_actions(ready.nodes),
-            file=None if file is None else str(file),
+    if output.json:
+        from shipctl.cli.documents import PlanDocument
+
+        output.document(
+            PlanDocument(
+                pipeline=ready.pipeline,
+                version=ready.version,
+                digest=ready.digest,
+                nodes=ready.nodes,
+                counts=count_actions(ready.nodes),
+                file=None if file is None else str(file),
+            )
         )
-    )

@@ -20,10 +20,13 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _KINDS = {"broken": "red", "release": "cyan"}
 
 
-@click.group("stages")
+@click.group("stages", invoke_without_command=True)
 @common_options
-def command() -> None:
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """List, describe, check or create stage plugins."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @command.command("list")
@@ -66,9 +69,9 @@ def describe_stage(name: str) -> None:
 @json_option
 @common_options
 def check_stages(name: str | None) -> None:
-    """Import installed stages and check what they say about themselves.
+    """Check what installed stages say about themselves.
 
-    Looks at one stage or all of them; ends with 3 if anything is wrong. How a stage behaves is for its own
+    Imports and looks at one stage or all of them; ends with 3 if anything is wrong. How a stage behaves is for its own
     tests to say: see `shipctl.testing`.
     """
     from shipctl.cli.documents import StagesDocument
@@ -98,7 +101,10 @@ def check_stages(name: str | None) -> None:
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @common_options
 def new_stage(name: str, directory: Path | None, force: bool) -> None:  # noqa: FBT001
-    """Write a distribution with a stage, its entry point and its tests, which pass at once."""
+    """Write a new stage as a distribution of its own.
+
+    It has an entry point, and tests that pass at once.
+    """
     from shipctl.cli.scaffold import render_tree, write_files
     from shipctl.stages.registry import Registry
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,44 +13,60 @@ from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import PATH
 from shipctl.errors import ShipctlError
 
+if TYPE_CHECKING:
+    from shipctl.cli.documents import ValidateDocument
+
 
 @click.command("validate")
 @click.argument("specs", metavar="[SPEC]...", nargs=-1, type=PATH)
 @json_option
 @common_options
 def command(specs: tuple[Path, ...]) -> None:
-    """Check specs without looking at models, tools or targets.
+    """Check specs: form, stages, options, edges and files.
 
     Every problem comes with file, line and column; problems are looked for in all specs before the command
     ends with 2.
     """
-    from shipctl.cli.documents import SpecCheck, SpecProblem, ValidateDocument
-    from shipctl.spec import load_spec
+    from shipctl.engine.pipeline import prepare
 
     output = Output.current()
     found = specs or (find_spec(None),)
-    checks: list[SpecCheck] = []
-    codes: list[int] = []
+    wrong: dict[Path, ShipctlError] = {}
     for path in found:
         try:
-            load_spec(path)
+            prepare(path)
         except ShipctlError as exc:
-            problems = tuple(
-                SpecProblem(
-                    file=problem.location.path,
-                    line=problem.location.line,
-                    column=problem.location.column,
-                    message=problem.message,
-                )
-                for problem in getattr(exc, "problems", ())
-            )
-            checks.append(SpecCheck(path=str(path), valid=False, message=str(exc), problems=problems))
-            codes.append(exc.exit_code)
+            wrong[path] = exc
             click.echo(str(exc), err=True)
         else:
-            checks.append(SpecCheck(path=str(path), valid=True))
             output.say(f"{path}: valid")
-    output.document(ValidateDocument(valid=not codes, specs=tuple(checks)))
-    if codes:
-        output.complain(f"not valid: {', '.join(check.path for check in checks if not check.valid)}")
-        click.get_current_context().exit(max(codes))
+    if output.json:
+        output.document(_document(found, wrong))
+    if wrong:
+        output.complain(f"not valid: {', '.join(map(str, wrong))}")
+        click.get_current_context().exit(max(exc.exit_code for exc in wrong.values()))
+
+
+def _document(found: Sequence[Path], wrong: Mapping[Path, ShipctlError]) -> ValidateDocument:
+    from shipctl.cli.documents import SpecCheck, SpecProblem, ValidateDocument
+
+    return ValidateDocument(
+        valid=not wrong,
+        specs=tuple(
+            SpecCheck(
+                path=str(path),
+                valid=path not in wrong,
+                message=str(wrong.get(path, "")),
+                problems=tuple(
+                    SpecProblem(
+                        file=problem.location.path,
+                        line=problem.location.line,
+                        column=problem.location.column,
+                        message=problem.message,
+                    )
+                    for problem in getattr(wrong.get(path), "problems", ())
+                ),
+            )
+            for path in found
+        ),
+    )
