@@ -88,8 +88,8 @@ format: $(DEVELOPMENT) ## Format the code, and repair what ruff can.
 
 .PHONY: bench
 bench: $(DEVELOPMENT) ## Measure the engine's own cost and shipctl's start, beside its peers.
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/startup.py $(ARGS)
+	$(BIN)/python benchmarks/engine.py $(ARGS)
 
 # Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test.
 SYSTEM_DEPS := chromium:chromium

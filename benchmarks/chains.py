@@ -117,6 +117,6 @@ PEERS = (
         _write_dvc,
         _counted_files,
         longest=100,
-        why_not_longer="its time grows faster than the chain: more than 15 s for 100 stages",
+        why_not_longer="its first run grows faster than the chain, and takes about 15 s for 100 stages",
     ),
 )

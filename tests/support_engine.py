@@ -30,35 +30,35 @@ metadata: {name: demo, version: VERSION}
 class Watcher:
     """Keeps all events of a run."""
 
-    events: list[events.Event] = field(default_factory=list)
+    heard: list[events.Event] = field(default_factory=list)
 
     @hookimpl
     def shipctl_plan_ready(self, event: events.PlanReady) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
     @hookimpl
     def shipctl_stage_started(self, event: events.StageStarted) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
     @hookimpl
     def shipctl_stage_logged(self, event: events.StageLogged) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
     @hookimpl
     def shipctl_stage_finished(self, event: events.StageFinished) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
     @hookimpl
     def shipctl_gate_decided(self, event: events.GateDecided) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
     @hookimpl
     def shipctl_release_stepped(self, event: events.ReleaseStepped) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
     @hookimpl
     def shipctl_run_finished(self, event: events.RunFinished) -> None:
-        self.events.append(event)
+        self.heard.append(event)
 
 
 @dataclass
@@ -118,7 +118,9 @@ class EngineProject:
     def spec(self, stages: str, *, head: str = "", version: str = "1.0.0") -> EngineProject:
         """Write the spec: its stages, and what else stands at the top."""
         body = textwrap.indent(textwrap.dedent(stages).strip("\n"), "  ")
-        top = "\n".join(filter(None, [HEAD.replace("VERSION", version).strip(), textwrap.dedent(head).strip()]))
+        top = "\n".join(
+            filter(None, [HEAD.replace("VERSION", version).strip(), textwrap.dedent(head).strip()])
+        )
         text = f"{top}\nstages:\n{body}\n"
         self.path.write_text(text, encoding="utf-8")
         return self
@@ -153,7 +155,7 @@ class EngineProject:
         hooks = Hooks([watcher], installed=False)
         result = apply(plan or self.plan(), hooks=hooks, jobs=jobs, retry=retry, lock_timeout=lock_timeout)
         ran = [line[4:] for line in self.trace()[before:] if line.startswith("run ")]
-        return Run(result, watcher.events, ran, hooks.problems)
+        return Run(result, watcher.heard, ran, hooks.problems)
 
     def apply_file(self, file: Path) -> Run:
         return self.apply(read_plan(file))

@@ -6,8 +6,7 @@ imported when they are first used, so that `import shipctl` costs next to nothin
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # type checkers know better; importing typing would cost a third of `shipctl --version`
 
 if TYPE_CHECKING:
     from shipctl.engine.apply import RunResult, apply
@@ -100,6 +99,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     home = _HOME_OF.get(name)
     if home is None:
         message = f"module 'shipctl' has no attribute {name!r}"

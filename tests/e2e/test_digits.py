@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
+
 from support_models import write_bad_version, write_second_version
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,7 +34,9 @@ class Project:
 
     def shipctl(self, *arguments: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "shipctl.cli", *arguments]
-        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=self.root, capture_output=True, text=True, timeout=300, check=False
+        )
         self.runs.append(done)
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -109,7 +112,9 @@ def test_digits_from_pytorch_to_triton_and_back(
     assert set(again["statuses"].values()) == {"cached", "in-place"}
 
     # A second version takes over.
-    write_second_version(project.root / "models" / "digits.safetensors", project.root / "models" / "second.safetensors")
+    write_second_version(
+        project.root / "models" / "digits.safetensors", project.root / "models" / "second.safetensors"
+    )
     second = project.spec("1.1.0", "second.safetensors", quick=True)
     project.shipctl("apply", second)
     assert project.endpoints()["version"] == "1.1.0"
@@ -117,7 +122,9 @@ def test_digits_from_pytorch_to_triton_and_back(
     assert answered.argmax(axis=1).tolist() == golden["label"].tolist()
 
     # A bad one loads, but its golden samples differ: rejected, and no request of a client notices.
-    write_bad_version(project.root / "models" / "digits.safetensors", project.root / "models" / "bad.safetensors")
+    write_bad_version(
+        project.root / "models" / "digits.safetensors", project.root / "models" / "bad.safetensors"
+    )
     bad = project.spec("1.2.0", "bad.safetensors", quick=True)
     with Client(endpoints, golden["image"]) as client:
         project.shipctl("apply", bad, code=4)
@@ -170,7 +177,7 @@ class Client:
             except Exception as exc:  # noqa: BLE001  (any failure of a request is one)
                 self.failures.append(f"{type(exc).__name__}: {exc}")
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

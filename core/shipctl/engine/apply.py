@@ -68,15 +68,12 @@ def apply(
     command = f"shipctl apply {plan.spec.path.name}"
     with project_lock(pipeline.project.state / "lock", command, lock_timeout):
         check_targets(plan)
-        journal = Journal(pipeline.project.journal)
-        try:
+        with Journal(pipeline.project.journal) as journal:
             result, ends = _run(plan, hooks, journal, jobs or os.cpu_count() or 1, command, retry=retry)
-            if arguments is not None and result.exit_code == 0 and not hooks.others:
-                _remember(plan, arguments, ends)
-            return result
-        finally:
-            pipeline.cache.save()
-            journal.close()
+        pipeline.cache.save()
+        if arguments is not None and result.exit_code == 0 and not hooks.others:
+            _remember(plan, arguments, ends)
+        return result
 
 
 def _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from shipctl.engine.options import complete_options
 from shipctl.engine.pipeline import Pipeline
 from shipctl.engine.ports import bundle, input_ports, output_ports
 from shipctl.engine.secrets import Secrets
-from shipctl.engine.walk import NodeEnd, Ready, Walk
+from shipctl.engine.walk import NodeEnd, Ready, Walk, expiry
 from shipctl.engine.workers import WorkerPool, disk_problem
 from shipctl.errors import CorruptArtifactError, ShipctlError, StageError
 from shipctl.records import digest_of
@@ -36,6 +37,19 @@ class DamagedInputError(Exception):
         super().__init__(str(error))
         self.origin = origin
         self.error = error
+
+
+def empty(folder: Path) -> None:
+    """Remove everything in a folder, which need not exist."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            Path(entry.path).unlink()
 
 
 def runs_inline(stage: type[Stage[Any, Any, Any]], spec: StageSpec) -> bool:
@@ -94,10 +108,14 @@ class Executor:
         """
         assert issubclass(node.cls, Stage)  # noqa: S101  (the scheduler sends no releases)
         started = time.monotonic()
-        folder = self.workdir / f"{node.spec.id}-{digest_of(node.id)[:8]}"
-        shutil.rmtree(folder, ignore_errors=True)
+        inline = runs_inline(node.cls, node.spec)
+        # inline stages run one at a time, so they share a folder that is emptied between them
+        folder = self.workdir / ("inline" if inline else f"{node.spec.id}-{digest_of(node.id)[:8]}")
         workdir = folder / "out"
-        workdir.mkdir(parents=True)
+        if not inline:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not workdir.is_dir():
+            workdir.mkdir(parents=True)
         try:
             inputs = self.open_inputs(ready, folder / "in")
             made, peak = self._call(node.cls, node, options, inputs, workdir, log)
@@ -120,11 +138,18 @@ class Executor:
                     name: self.pipeline.store.artifact(ports[name].kinds[0], body)
                     for name, body in kept.outputs.items()
                 }
+            if not inline:
+                self.pipeline.store.sync()
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if inline:
+                for port in input_ports(node.cls):
+                    empty(folder / "in" / port)
+                empty(workdir)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
         return NodeEnd(
             "done", outputs=outputs, fingerprint=kept.fingerprint, components=parts,
-            seconds=time.monotonic() - started, peak_memory=peak,
+            seconds=time.monotonic() - started, peak_memory=peak, expires=expiry(node, kept),
         )  # fmt: skip
 
     def _call(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from shipctl.errors import StoreError
 from shipctl.stages.verdicts import Verdict
@@ -98,18 +98,28 @@ class Journal:
         :raises StoreError: if it cannot be used
         """
         self._lock = threading.RLock()
+        database: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'processes'").fetchone():
-                self._db.executescript(_SCHEMA)
+            database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'processes'").fetchone():
+                database.executescript(_SCHEMA)
         except (sqlite3.Error, OSError) as exc:
+            if database is not None:
+                database.close()
             message = (
                 f"cannot open the journal {path}: {exc}; move it away to begin a new one (artifacts stay)"
             )
             raise StoreError(message) from exc
+        self._db = database
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

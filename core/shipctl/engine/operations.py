@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,7 +174,10 @@ def _operate(
     lacking = pipeline.unavailable.get(node.id)
     if lacking:
         raise UnavailableError(lacking)
-    with project_lock(pipeline.project.state / "lock", command, lock_timeout), _journal(pipeline) as journal:
+    with (
+        project_lock(pipeline.project.state / "lock", command, lock_timeout),
+        Journal(pipeline.project.journal) as journal,
+    ):
         secrets = Secrets(pipeline.loaded)
         recorder = Recorder(pipeline, journal, hooks, secrets)
         workdir = pipeline.project.work / recorder.run
@@ -206,12 +208,3 @@ def _operate(
         return RunResult(
             run=recorder.run, exit_code=code, message=end.message, statuses={node.id: end.status}
         )
-
-
-@contextmanager
-def _journal(pipeline: Pipeline) -> Iterator[Journal]:
-    journal = Journal(pipeline.project.journal)
-    try:
-        yield journal
-    finally:
-        journal.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache

@@ -101,9 +101,8 @@ def make_plan(
     walk = Walk(pipeline)
     before: dict[str, Any] = {}
     if pipeline.project.journal.exists():
-        journal = Journal(pipeline.project.journal)
-        before = journal.components(pipeline.name)
-        journal.close()
+        with Journal(pipeline.project.journal) as journal:
+            before = journal.components(pipeline.name)
     nodes = tuple(_plan_node(walk, node, before) for node in pipeline.nodes.values())
     if pipeline.project.state.exists():
         pipeline.cache.save()

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from shipctl.stages.verdicts import Verdict
 
 ABORT_ATTEMPTS = 5
-"""Times that an abort that raises is tried again, a second and more apart."""
+"""Times that an abort that raises is tried."""
+ABORT_DELAY = 1.0
+"""Seconds between the first two; each further delay is that much longer."""
 
 SHORT_DIGEST = 6
 """Digits of a revision's digest that are enough to name it."""
@@ -223,9 +225,8 @@ class Release:
         if latest is not None and not latest.phase.is_final:
             if latest.intent == "apply":
                 drive.log(f"release {latest.number} of {latest.version} is at {latest.phase}; aborting it")
-                return self._end(
-                    self._drive(_with(latest, phase=Phase.ABORTING, message="rolled back by hand"), drive)
-                )
+                aborting = _with(latest, phase=Phase.ABORTING, message="rolled back by hand")
+                return NodeEnd("done", self._drive(aborting, drive).message)  # which is what was asked for
             return self._end(self._drive(latest, drive))
         choices = records.way_back()
         goal = next(
@@ -361,7 +362,7 @@ def _with(record: ReleaseRecord, **changes: Any) -> ReleaseRecord:
 
 def _failed(exc: Exception, *, aborting: bool, attempts: int) -> Step:
     text = str(exc) if isinstance(exc, ShipctlError) else f"{type(exc).__name__}: {exc}"
-    return Step(phase=Phase.ABORTING, message=text, requeue=float(attempts) if aborting else 0.0)
+    return Step(phase=Phase.ABORTING, message=text, requeue=ABORT_DELAY * attempts if aborting else 0.0)
 
 
 def _bundle(stage: ReleaseStage[Any, Any, Any], inputs: Mapping[str, tuple[Artifact, ...]]) -> StageInputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import threading
 import time
 from collections import defaultdict
@@ -19,7 +18,7 @@ from shipctl.engine.recorder import Recorder
 from shipctl.engine.releases import Drive, Release
 from shipctl.engine.resources import Resources
 from shipctl.engine.secrets import Secrets
-from shipctl.engine.walk import NodeEnd, Ready, Walk, to_be_measured_again, verdict_end
+from shipctl.engine.walk import NodeEnd, Ready, Walk, expiry, to_be_measured_again, verdict_end
 from shipctl.engine.workers import WorkerPool
 from shipctl.errors import GateError, RunInterruptedError, ShipctlError
 from shipctl.stages.base import Stage
@@ -77,6 +76,7 @@ class Schedule:
             self._stop.set()
             self._threads.shutdown(wait=True)
             self._pool.close()
+            self._pipeline.store.sync()
         return {name: self._walk.ends[name] for name in self._nodes}
 
     def _schedule_all(self) -> None:
@@ -143,7 +143,7 @@ class Schedule:
                 fingerprint=result.fingerprint,
                 components=parts,
                 peak_memory=result.peak_memory,
-                expires=result.created + (node.cls.max_age if node.cls.max_age is not None else math.inf),
+                expires=expiry(node, result),
             )
             end = self._judged(node, ready, end)
             if not to_be_measured_again(node, end.verdicts):
@@ -254,6 +254,7 @@ class Schedule:
             message = f"waits for an approval by {roles}; this version of shipctl cannot record one yet"
             return NodeEnd("waiting", message, exit_code=6)
         self._recorder.begin(node)
+        self._pipeline.store.sync()
         self._executor.open_inputs(ready, self._workdir / "verify")
         drive = Drive(
             run=self._recorder.run,

@@ -36,14 +36,11 @@ def build_report(project: Project, run: str | None = None) -> RunReport:
     if not project.journal.exists():
         message = f"nothing has run in {project.root} yet; begin with `shipctl apply SPEC`"
         raise SpecError(message)
-    journal = Journal(project.journal)
-    try:
+    with Journal(project.journal) as journal:
         row = _find(journal, run)
         rows = journal.stages(row.id)
         verdicts = journal.verdicts(row.id)
         steps = journal.steps(row.id)
-    finally:
-        journal.close()
     store = LocalStore(project.store)
     results = {item.node: found for item in rows if (found := _result(store, item)) is not None}
     makers = {digest: node for node, _, manifest in _manifests(results) if (digest := digest_of(manifest))}

@@ -67,7 +67,7 @@ def _read_bounded(path: Path) -> bytes:
     except FileNotFoundError:
         raise SpecError(f"{Location(str(path))}: there is no such file; name the spec's file") from None
     except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        reason = (exc.strerror if isinstance(exc, OSError) else None) or "a NUL character is in it"
         raise SpecError(
             f"{Location(str(path))}: cannot be read ({reason}); check the path and its permissions"
         ) from exc

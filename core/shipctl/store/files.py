@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK = 1 << 20
+_PROCESS = secrets.token_hex(4)
+_COUNTER = itertools.count()
 
 
 def hash_file(path: Path, forbidden: Sequence[bytes] = ()) -> tuple[str, int, bytes | None]:
@@ -58,10 +61,8 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 @contextmanager
 def temporary_in(folder: Path) -> Iterator[Path]:
-    """Yield the name of a new, empty file in a folder; it is removed unless it was moved away."""
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-    os.close(descriptor)
-    twin = Path(name)
+    """Yield a name in a folder that nobody else uses; a file of that name is removed unless it was moved away."""
+    twin = folder / f".{_PROCESS}-{os.getpid()}-{next(_COUNTER)}.tmp"
     try:
         yield twin
     finally:

@@ -4,9 +4,9 @@
     results/ab/<fingerprint> what a stage made, behind a checksum of its own
     tmp/                     files that are being written
 
-Blobs are synced before the result that names them is linked into place, so a result that exists is whole,
-and the first result for a fingerprint wins. Bytes that are about to be used are always hashed; size alone
-serves planning.
+A result is linked into place after the blobs that it names, and the first one for a fingerprint wins: killed
+anywhere, what is there is whole. Against a power cut everything is synced in groups (:meth:`LocalStore.sync`).
+Bytes that are about to be used are always hashed; size alone serves planning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,11 +56,34 @@ class LocalStore:
         self.root = root
         self._blobs = root / "blobs"
         self._results = root / "results"
+        self._unsynced: dict[Path, None] = {}
+        self._lock = threading.Lock()
 
     def _unfinished(self) -> Path:
         folder = self.root / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _moved_to(self, path: Path) -> None:
+        """Remember that a file, and its entry in the folder, has to survive a power cut before :meth:`sync` returns."""
+        with self._lock:
+            self._unsynced[path] = None
+
+    def sync(self) -> None:
+        """Make everything that was stored survive a power cut: all files, then all folders that name them.
+
+        Whoever goes on to change something outside, or says that a run is over, calls this first. A killed
+        process loses nothing either way; after a power cut, what was not synced is missing or has the wrong
+        digest, and is made again.
+        """
+        with self._lock:
+            paths, self._unsynced = list(self._unsynced), {}
+        for path in paths:
+            with suppress(FileNotFoundError):  # replaced or dropped meanwhile
+                sync_file(path)
+        for folder in {path.parent for path in paths}:
+            sync_file(folder)
 
     def tidy(self) -> None:
         """Remove what a killed run left half-written. Only for who holds the project's lock."""
@@ -86,10 +111,10 @@ class LocalStore:
         :raises StoreError: if the bytes changed while they were copied
         """
         blob = self.blob(sha256)
-        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not blob.parent.is_dir():
+            blob.parent.mkdir(parents=True, exist_ok=True)
         if move:
             source.chmod(0o444)
-            sync_file(source)
             source.replace(blob)
         else:
             with temporary_in(self._unfinished()) as twin:
@@ -98,9 +123,8 @@ class LocalStore:
                     message = f"{source} changed while it was read; run the same command again"
                     raise StoreError(message)
                 twin.chmod(0o444)
-                sync_file(twin)
                 twin.replace(blob)
-        sync_file(blob.parent)
+        self._moved_to(blob)
 
     def verify(self, entry: FileEntry) -> Path:
         """Read a file of the store and return its path.
@@ -154,7 +178,9 @@ class LocalStore:
         if not root.exists():
             message = f"output of kind {artifact.kind} names {root.name}, which the stage did not write"
             raise StageError(message)
-        if not root.resolve().is_relative_to(workdir.resolve()):
+        if not (root.parent == workdir and not root.is_symlink()) and not root.resolve().is_relative_to(
+            workdir.resolve()
+        ):
             message = f"output of kind {artifact.kind} lies at {root}, outside the stage's work directory"
             raise StageError(message)
         entries = []
@@ -189,24 +215,19 @@ class LocalStore:
     def save_result(self, result: Result) -> Result:
         """Link the result into place and return the one that counts: the first for its fingerprint."""
         path = self.result_path(result.fingerprint)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         body = result.model_dump_json().encode()
         with temporary_in(self._unfinished()) as twin:
-            with twin.open("wb") as stream:
-                stream.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-                stream.flush()
-                os.fsync(stream.fileno())
+            twin.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
             try:
                 os.link(twin, path)
             except FileExistsError:
-                return self.load_result(result.fingerprint) or self._replace(twin, path, result)
-        sync_file(path.parent)
-        return result
-
-    @staticmethod
-    def _replace(twin: Path, path: Path, result: Result) -> Result:
-        twin.replace(path)  # what stood there was damaged
-        sync_file(path.parent)
+                there = self.load_result(result.fingerprint)
+                if there is not None:
+                    return there
+                twin.replace(path)  # what stood there was damaged
+        self._moved_to(path)
         return result
 
     def load_result(self, fingerprint: str) -> Result | None:

@@ -95,7 +95,9 @@ def test_a_result_of_another_version_does_not_count(project: EngineProject) -> N
 
 def test_a_damaged_file_of_the_specs_own_is_taken_again(project: EngineProject) -> None:
     (project.root / "test.npz").write_bytes(b"12345678")
-    project.spec("- {id: r, uses: read-data, with: {label: r}}", head="data: {evaluation: {uri: test.npz}}").apply()
+    project.spec(
+        "- {id: r, uses: read-data, with: {label: r}}", head="data: {evaluation: {uri: test.npz}}"
+    ).apply()
     flip_bit(project.blob_of("12345678"))
     project.edit("label: r", "label: s")
     run = project.apply()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shipctl.store.files import hash_file
 from support_engine import EngineProject
 
 MODEL = """
@@ -70,7 +71,9 @@ def write(root: Path, files: dict[str, str]) -> None:
     "models/parts/layer.py", "models/parts/more.py", "models/parts/sub/__init__.py", "models/parts/sub/leaf.py",
     "models/deep/inner/core.py", "shared.py",
 ])  # fmt: skip
-def test_editing_what_the_builder_imports_runs_what_uses_the_model(modelled: EngineProject, name: str) -> None:
+def test_editing_what_the_builder_imports_runs_what_uses_the_model(
+    modelled: EngineProject, name: str
+) -> None:
     with (modelled.root / name).open("a") as stream:
         stream.write("\nCHANGED = True\n")
     assert modelled.to_run() == ["r", "b"]
@@ -94,7 +97,10 @@ def test_an_import_that_is_added_counts_from_then_on(modelled: EngineProject) ->
 def test_weights_and_further_files_count(modelled: EngineProject) -> None:
     (modelled.root / "models/net.safetensors").write_bytes(b"w1")
     (modelled.root / "labels.txt").write_text("1")
-    modelled.edit("uri: models/net.py:build", "uri: models/net.py:build\n  weights: models/net.safetensors\n  files: '*.txt'")
+    modelled.edit(
+        "uri: models/net.py:build",
+        "uri: models/net.py:build\n  weights: models/net.safetensors\n  files: '*.txt'",
+    )
     assert modelled.apply().ran == ["r", "b"]
     (modelled.root / "models/net.safetensors").write_bytes(b"w2")
     assert modelled.apply().ran == ["r"], "the names of the files are the same"
@@ -124,14 +130,20 @@ def test_an_edit_within_one_tick_of_the_clock_is_seen(modelled: EngineProject) -
         assert modelled.to_run() == ["r", "b"], value
 
 
-def test_a_digest_is_believed_only_of_a_file_that_has_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_is_believed_only_of_a_file_that_has_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from shipctl.engine import filecache
 
     path = tmp_path / "file"
     path.write_text("one")
     reads: list[Path] = []
-    real = filecache.hash_file
-    monkeypatch.setattr(filecache, "hash_file", lambda p: reads.append(p) or real(p))
+
+    def counting(place: Path) -> tuple[str, int, bytes | None]:
+        reads.append(place)
+        return hash_file(place)
+
+    monkeypatch.setattr(filecache, "hash_file", counting)
     cache = filecache.FileCache(tmp_path / "files.json")
     cache.digest(path)
     cache.digest(path)
@@ -147,7 +159,9 @@ def test_a_digest_is_believed_only_of_a_file_that_has_settled(tmp_path: Path, mo
 
 
 def test_comments_and_layout_of_the_spec_do_not_count(modelled: EngineProject) -> None:
-    modelled.path.write_text("# a comment\n" + modelled.path.read_text().replace("uses: make,", "uses:   'make' ,"))
+    modelled.path.write_text(
+        "# a comment\n" + modelled.path.read_text().replace("uses: make,", "uses:   'make' ,")
+    )
     assert modelled.to_run() == []
 
 
@@ -159,7 +173,9 @@ def test_paths_do_not_count(modelled: EngineProject, tmp_path: Path) -> None:
 
 
 def test_a_bound_is_judged_anew_without_running(project: EngineProject) -> None:
-    project.spec("- {id: a, uses: make, with: {text: aaaa}}\n- {id: k, uses: check, with: {max: 10, label: k}}")
+    project.spec(
+        "- {id: a, uses: make, with: {text: aaaa}}\n- {id: k, uses: check, with: {max: 10, label: k}}"
+    )
     assert project.apply().code == 0
     project.edit("max: 10", "max: 3")
     run = project.apply()
@@ -174,7 +190,9 @@ def test_a_bound_is_judged_anew_without_running(project: EngineProject) -> None:
 
 
 @pytest.fixture
-def sensitive(project: EngineProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineProject]:
+def sensitive(
+    project: EngineProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EngineProject]:
     """A stage that depends on a tool, an environment variable, a template folder, the SLO and the seed."""
     from shipctl.engine import fingerprint
 
@@ -209,15 +227,29 @@ def new_template(tmp_path: Path) -> None:
 
 DECLARED: list[tuple[str, Callable[[Path], object], list[str]]] = [
     ("tool", lambda tmp: toolbox(tmp, "2.0"), ["version of shipctl-test-toolbox 1.0 -> 2.0"]),
-    ("template", lambda tmp: write(tmp / "templates/triton", {"sub/b.j2": "B"}), ["template folder triton changed"]),
+    (
+        "template",
+        lambda tmp: write(tmp / "templates/triton", {"sub/b.j2": "B"}),
+        ["template folder triton changed"],
+    ),
     ("new template", new_template, ["template folder triton changed"]),
-    ("variable", lambda tmp: os.environ.update(SHIPCTL_TEST_FLAVOUR="mint"), ["environment variable SHIPCTL_TEST_FLAVOUR None -> mint"]),
+    (
+        "variable",
+        lambda tmp: os.environ.update(SHIPCTL_TEST_FLAVOUR="mint"),
+        ["environment variable SHIPCTL_TEST_FLAVOUR None -> mint"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("change", "reasons"), [row[1:] for row in DECLARED], ids=[row[0] for row in DECLARED])
+@pytest.mark.parametrize(
+    ("change", "reasons"), [row[1:] for row in DECLARED], ids=[row[0] for row in DECLARED]
+)
 def test_what_a_stage_declares_counts(
-    sensitive: EngineProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], reasons: list[str]
+    sensitive: EngineProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], object],
+    reasons: list[str],
 ) -> None:
     monkeypatch.setenv("SHIPCTL_TEST_FLAVOUR", "")
     monkeypatch.delenv("SHIPCTL_TEST_FLAVOUR")
@@ -296,7 +328,9 @@ def developed(project: EngineProject, tmp_path: Path, monkeypatch: pytest.Monkey
 
     closure._top_level.cache_clear()
     (tmp_path / "package").write_text(dev)
-    project.spec("- {id: d, uses: dev}\n- {id: b, uses: append, with: {label: b}}\n- {id: a, uses: make, needs: []}")
+    project.spec(
+        "- {id: d, uses: dev}\n- {id: b, uses: append, with: {label: b}}\n- {id: a, uses: make, needs: []}"
+    )
     assert project.apply().code == 0
     return project
 
@@ -305,7 +339,9 @@ def developed(project: EngineProject, tmp_path: Path, monkeypatch: pytest.Monkey
     "DEV/stage.py", "DEV/near.py", "DEV/nearer.py", "DEV/hidden.py", "DEV/__init__.py", "dev_helpers/own.py",
     "dev_helpers/deep.py", "dev_helpers/__init__.py",
 ])  # fmt: skip
-def test_editing_a_plugin_or_its_helpers_runs_its_stages(developed: EngineProject, tmp_path: Path, name: str) -> None:
+def test_editing_a_plugin_or_its_helpers_runs_its_stages(
+    developed: EngineProject, tmp_path: Path, name: str
+) -> None:
     name = name.replace("DEV", (tmp_path / "package").read_text())
     with (tmp_path / "editable" / name).open("a") as stream:
         stream.write("\nCHANGED = True\n")
@@ -315,7 +351,9 @@ def test_editing_a_plugin_or_its_helpers_runs_its_stages(developed: EngineProjec
 
 
 @pytest.mark.parametrize("name", ["DEV/unused.py", "dev_helpers/unused.py"])
-def test_editing_what_a_plugin_does_not_import_runs_nothing(developed: EngineProject, tmp_path: Path, name: str) -> None:
+def test_editing_what_a_plugin_does_not_import_runs_nothing(
+    developed: EngineProject, tmp_path: Path, name: str
+) -> None:
     name = name.replace("DEV", (tmp_path / "package").read_text())
     (tmp_path / "editable" / name).write_text("CHANGED = True\n")
     assert developed.to_run() == []

@@ -18,7 +18,9 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def run_row(name: str, started: float, pipeline: str = "demo") -> RunRow:
-    return RunRow(name, pipeline, "1.0.0", "spec.yaml", "apply", "me", "here", "plan", started, None, None, None)
+    return RunRow(
+        name, pipeline, "1.0.0", "spec.yaml", "apply", "me", "here", "plan", started, None, None, None
+    )
 
 
 def stage_row(run: str, node: str, status: str, started: float = 1.0) -> StageRow:
@@ -98,7 +100,9 @@ def test_threads_and_another_connection_write_at_once(journal: Journal, tmp_path
             with target.transaction():
                 target.record_stage(stage_row("r", f"{name}{number}", "done"))
 
-    threads = [threading.Thread(target=write, args=(j, n)) for j, n in ((journal, "a"), (journal, "b"), (other, "c"))]
+    threads = [
+        threading.Thread(target=write, args=(j, n)) for j, n in ((journal, "a"), (journal, "b"), (other, "c"))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

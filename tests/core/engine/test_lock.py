@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from shipctl.errors import LockedError
 from shipctl.engine.locks import project_lock
+from shipctl.errors import LockedError
 from support_engine import EngineProject, wait_for
 
 SPEC = "- {id: s, uses: sleep, with: {seconds: SECONDS, label: s}}"
@@ -28,6 +28,7 @@ def test_the_second_apply_is_told_who_and_since_when(project: EngineProject) -> 
     ), line
 
 
+@pytest.mark.slow
 def test_with_a_timeout_the_second_waits_and_then_has_nothing_to_do(project: EngineProject) -> None:
     project.spec(SPEC.replace("SECONDS", "0.8"))
     with project.start("apply", "spec.yaml") as first:

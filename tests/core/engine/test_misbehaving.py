@@ -17,25 +17,31 @@ SPEC = """
     - {id: more, uses: append, with: {label: more}}
     """
 ANY = r"\d+"
-IN_A_WORKER = {
-    "segfault": (1, "its worker process died of SIGSEGV; its last words: about to fall"),
-    "exit": (1, "its worker process ended with exit code 7"),
+EVERYWHERE = {
     "raise": (1, "ValueError: no good"),
-    "raise-bare": (1, "RuntimeError"),
     "stage-error": (1, "the model has no head"),
     "plugin-error": (3, "the plugin is broken"),
     "unavailable": (2, "there is no moon tonight"),
     "gate-error": (4, "not good enough"),
+    "undeclared": (3, "Misbehave.run returned more, which it does not declare; it declares thing"),
+    "missing-file": (1, "output of kind thing names never.txt, which the stage did not write"),
+}
+IN_A_WORKER = {
+    "segfault": (1, "its worker process died of SIGSEGV; its last words: about to fall"),
+    "exit": (1, "its worker process ended with exit code 7"),
     "fork": (1, rf"left 1 process running, which was stopped: {ANY} (sleep 600)"),
     "daemonise": (1, rf"left 1 process running, which was stopped: {ANY} (sleep 600)"),
-    "undeclared": (3, "Misbehave.run returned more, which it does not declare; it declares thing"),
+    **EVERYWHERE,
+}
+INLINE = {
+    "raise-bare": (1, "RuntimeError"),
     "wrong-kind": (3, "Misbehave.run returned no thing as output 'thing'"),
     "not-outputs": (3, "Misbehave.run returned dict, not Outputs"),
-    "missing-file": (1, "output of kind thing names never.txt, which the stage did not write"),
     "outside": (1, "output of kind thing lies at /etc/hostname, outside the stage's work directory"),
     "symlink": (1, "output link.txt is not a plain file; copy what it points to"),
     "symlink-inside": (1, "output link.txt is not a plain file; copy what it points to"),
     "pipe": (1, "output pipe is not a plain file; copy what it points to"),
+    **EVERYWHERE,
 }
 
 
@@ -43,7 +49,10 @@ def assert_only_that_failed(project: EngineProject, expected: tuple[int, str], r
     """The rest of the spec went on, and the next run finds everything in order."""
     assert run_code == expected[0]
     project.assert_whole()
-    project.edit(next(line for line in project.path.read_text().splitlines() if "id: bad" in line), "  - {id: bad, uses: make, needs: []}")
+    project.edit(
+        next(line for line in project.path.read_text().splitlines() if "id: bad" in line),
+        "  - {id: bad, uses: make, needs: []}",
+    )
     again = project.apply()
     assert again.code == 0
     assert again.ran == ["", "after"], "what had finished is not run again"
@@ -69,18 +78,13 @@ def test_a_stage_that_misbehaves_in_a_worker_fails_alone(
     assert_only_that_failed(project, expected, run.code)
 
 
-INLINE = [
-    name
-    for name in IN_A_WORKER
-    if name not in {"segfault", "exit", "fork", "daemonise"}
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("how", INLINE)
-def test_a_stage_that_misbehaves_inline_fails_alone_in_the_same_words(project: EngineProject, how: str) -> None:
+@pytest.mark.parametrize(("how", "expected"), INLINE.items(), ids=list(INLINE))
+def test_a_stage_that_misbehaves_inline_fails_alone_in_the_same_words(
+    project: EngineProject, how: str, expected: tuple[int, str]
+) -> None:
     project.spec(SPEC.replace("USES", "misbehave-inline").replace("HOW", how).replace("EXTRA", ""))
     run = project.apply()
-    code, message = IN_A_WORKER[how]
+    code, message = expected
     assert re.fullmatch(pattern(message.replace("Misbehave.run", "MisbehaveInline.run")), run.messages["bad"])
     assert_only_that_failed(project, (code, message), run.code)
 
@@ -95,7 +99,8 @@ def test_an_artifact_without_files_is_refused(project: EngineProject, uses: str)
 
 
 @pytest.mark.parametrize(("uses", "message"), [
-    ("misbehave", "its worker process ended with exit code 1; its last words: enough"), ("misbehave-inline", "SystemExit: enough"),
+    ("misbehave", "its worker process ended with exit code 1; its last words: enough"),
+    ("misbehave-inline", "SystemExit: enough"),
 ])  # fmt: skip
 def test_sys_exit_is_a_failure_of_the_stage(project: EngineProject, uses: str, message: str) -> None:
     project.spec(SPEC.replace("USES", uses).replace("HOW", "sys-exit").replace("EXTRA", ""))
@@ -123,14 +128,18 @@ def test_a_stage_that_takes_too_much_is_stopped(
 
 
 def test_a_timeout_holds_for_an_inline_stage_too(project: EngineProject) -> None:
-    project.spec(SPEC.replace("USES", "misbehave-inline").replace("HOW", "hang").replace("EXTRA", ", timeout: 400ms"))
+    project.spec(
+        SPEC.replace("USES", "misbehave-inline").replace("HOW", "hang").replace("EXTRA", ", timeout: 400ms")
+    )
     run = project.apply()
     assert run.messages["bad"] == "ran longer than its timeout of 0.4s and was stopped"
 
 
 def test_an_inline_stage_that_fills_its_work_directory_fails(project: EngineProject) -> None:
     extra = ", resources: {disk: 1MB}"
-    project.spec(SPEC.replace("USES", "misbehave-inline").replace("HOW", "fill-at-once").replace("EXTRA", extra))
+    project.spec(
+        SPEC.replace("USES", "misbehave-inline").replace("HOW", "fill-at-once").replace("EXTRA", extra)
+    )
     run = project.apply()
     assert run.messages["bad"] == "wrote 3MB to its work directory, and `resources.disk` allows 1MB"
     assert_only_that_failed(project, (1, ""), run.code)
@@ -175,7 +184,9 @@ def test_a_hook_that_raises_changes_nothing_and_silences_nobody(project: EngineP
     assert hooks.problems[0].endswith("failed in shipctl_stage_finished: RuntimeError: boo")
 
 
-def test_a_hook_that_does_not_import_is_reported(project: EngineProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_does_not_import_is_reported(
+    project: EngineProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from shipctl import Hooks
 
     folder = tmp_path / "plug" / "broken_hook-1.0.dist-info"

@@ -116,7 +116,11 @@ def test_until_plans_a_stage_and_what_it_needs(project: EngineProject) -> None:
 def test_a_release_shows_what_would_change_and_what_is_in_place(project: EngineProject) -> None:
     project.spec(CHAIN + "- {id: d, uses: file-deploy, needs: k}")
     release = project.plan().nodes[-1]
-    assert (release.action, release.reasons, release.changes) == ("release", ("after k, b",), ("nothing -> 1.0.0",))
+    assert (release.action, release.reasons, release.changes) == (
+        "release",
+        ("after k, b",),
+        ("nothing -> 1.0.0",),
+    )
     project.apply()
     assert project.actions()["d"] == "in-place"
 
@@ -151,7 +155,10 @@ def test_a_plan_file_is_carried_out(project: EngineProject, pinned: Path) -> Non
 
 
 def test_a_plan_file_keeps_what_was_asked_for(project: EngineProject) -> None:
-    project.spec("- {uses: make, id: a, with: {text: '${{ vars.t }}', label: a}}\n- {uses: append, id: b}", head="vars: {t: x}")
+    project.spec(
+        "- {uses: make, id: a, with: {text: '${{ vars.t }}', label: a}}\n- {uses: append, id: b}",
+        head="vars: {t: x}",
+    )
     file = project.root / "plan.json"
     project.plan(until="a", overrides=["vars.t=y"]).write(file)
     assert project.apply_file(file).statuses == {"a": "done"}
@@ -245,7 +252,10 @@ def test_a_target_that_moved_while_waiting_for_the_lock_makes_a_plan_stale(
 ) -> None:
     plan = read_plan(pinned)
     project.apply()
-    with pytest.raises(StalePlanError, match="the plan is stale, nothing was done: the target of d changed; make a new one with"):
+    with pytest.raises(
+        StalePlanError,
+        match="the plan is stale, nothing was done: the target of d changed; make a new one with",
+    ):
         project.apply(plan)
 
 
@@ -264,5 +274,7 @@ def test_an_edited_plan_file_is_refused(project: EngineProject, pinned: Path) ->
 def test_what_is_no_plan_file_is_said_to_be_none(project: EngineProject, text: str) -> None:
     file = project.root / "plan.json"
     file.write_text(text)
-    with pytest.raises(SpecError, match=r"is not a plan file \(\w+\); make one with `shipctl plan SPEC -o plan.json`"):
+    with pytest.raises(
+        SpecError, match=r"is not a plan file \(\w+\); make one with `shipctl plan SPEC -o plan.json`"
+    ):
         read_plan(file)

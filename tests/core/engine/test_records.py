@@ -12,7 +12,9 @@ from shipctl import Phase, StoreError
 from shipctl.release.records import KEEP, FileRecords, Records, ReleaseRecord
 
 
-def record(number: int, revision: str = "r", phase: Phase = Phase.DONE, *, left: bool = False) -> ReleaseRecord:
+def record(
+    number: int, revision: str = "r", phase: Phase = Phase.DONE, *, left: bool = False
+) -> ReleaseRecord:
     return ReleaseRecord(
         number=number, revision=revision, version=f"{number}.0.0", intent="apply", run="run", user="me",
         phase=phase, started=number, updated=number, rolled_back=left,
@@ -76,7 +78,9 @@ def test_of_two_writers_the_second_is_told(tmp_path: Path) -> None:
     assert (records, etag) == (Records(), "")
     mine, theirs = records.put(record(1, "mine")), records.put(record(1, "theirs"))
     new = file.save(theirs, etag)
-    with pytest.raises(StoreError, match="was changed by another run; see `shipctl status`, then run the same command again"):
+    with pytest.raises(
+        StoreError, match="was changed by another run; see `shipctl status`, then run the same command again"
+    ):
         file.save(mine, etag)
     assert file.load() == (theirs, new)
     file.save(mine, new)

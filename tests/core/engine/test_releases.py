@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shipctl import Hooks, SpecError
-from shipctl.engine import operations
+from shipctl.engine import operations, releases
 from support_engine import EngineProject, Run, Watcher, flip_bit
 
 STEPS = ["preparing", "preflight", "shifting", "promoting", "done"]
 
 
-def release(project: EngineProject, version: str, text: str | None = None, options: str = "", extra: str = "") -> EngineProject:
+def release(
+    project: EngineProject, version: str, text: str | None = None, options: str = "", extra: str = ""
+) -> EngineProject:
     return project.spec(
         f"""
         - {{id: a, uses: make, with: {{text: {text or f"text {version}"}, label: a}}}}
@@ -28,7 +29,7 @@ def release(project: EngineProject, version: str, text: str | None = None, optio
 def rollback(project: EngineProject, **options: Any) -> Run:
     watcher = Watcher()
     result = operations.rollback(project.path, hooks=Hooks([watcher], installed=False), **options)
-    return Run(result, watcher.events, [], [])
+    return Run(result, watcher.heard, [], [])
 
 
 def serving(project: EngineProject) -> str | None:
@@ -105,7 +106,9 @@ def test_a_failed_step_puts_back_what_served_before(project: EngineProject, phas
     untouched = phase == "preparing"
     assert run.code == (4 if untouched else 7)
     assert run.phases[-2:] == ["aborting", "rejected" if untouched else "rolled-back"]
-    assert run.messages["d"] == f"{phase} went wrong; {'nothing was touched' if untouched else '1.0.0 serves'}"
+    assert (
+        run.messages["d"] == f"{phase} went wrong; {'nothing was touched' if untouched else '1.0.0 serves'}"
+    )
     assert project.serving() == before
 
 
@@ -128,7 +131,7 @@ def test_what_was_rolled_back_is_refused_without_retry(project: EngineProject) -
 
 
 def test_an_abort_that_fails_is_tried_again(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: self.is_set())
+    monkeypatch.setattr(releases, "ABORT_DELAY", 0.001)
     release(project, "1.0.0").apply()
     run = release(project, "2.0.0", options="fail_at: shifting, fail_aborts: 3").apply()
     assert (run.code, serving(project)) == (7, "1.0.0")
@@ -138,7 +141,7 @@ def test_an_abort_that_fails_is_tried_again(project: EngineProject, monkeypatch:
 def test_an_abort_that_cannot_be_done_stays_unfinished_and_is_gone_on_with(
     project: EngineProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: self.is_set())
+    monkeypatch.setattr(releases, "ABORT_DELAY", 0.001)
     release(project, "1.0.0").apply()
     run = release(project, "2.0.0", options="fail_at: shifting, fail_aborts: 6").apply()
     assert (run.code, run.messages["d"]) == (1, "the shelf is stuck")
@@ -218,7 +221,9 @@ def test_rollback_with_nothing_to_go_back_to_says_so(project: EngineProject) -> 
 def test_rollback_twice_does_not_go_forward(project: EngineProject) -> None:
     for version in ("1.0.0", "2.0.0", "3.0.0"):
         release(project, version).apply()
-    assert [rollback(project).code and None or serving(project) for _ in range(2)] == ["2.0.0", "1.0.0"]
+    for version in ("2.0.0", "1.0.0"):
+        assert rollback(project).code == 0
+        assert serving(project) == version
     assert rollback(project).code == 2
 
 
@@ -253,6 +258,28 @@ def test_a_killed_rollback_is_gone_on_with(project: EngineProject, point: str) -
     assert serving(project) == "1.0.0"
 
 
+def test_a_release_that_was_killed_still_knows_what_served_before(project: EngineProject) -> None:
+    release(project, "1.0.0").apply()
+    release(project, "2.0.0", options="fail_at: done")
+    point = "hook release_stepped promoting"
+    assert project.shipctl("apply", "spec.yaml", environ={"SHIPCTL_TEST_KILL": point})[0] == -9
+    assert serving(project) == "2.0.0"
+    run = project.apply()
+    assert (run.code, run.phases, serving(project)) == (7, ["aborting", "rolled-back"], "1.0.0")
+
+
+@pytest.mark.parametrize(
+    "point", ["hook release_stepped aborting", "inside abort", "hook release_stepped rolled-back"]
+)
+def test_a_killed_abort_is_gone_on_with(project: EngineProject, point: str) -> None:
+    release(project, "1.0.0").apply()
+    release(project, "2.0.0", options="fail_at: done")
+    assert project.shipctl("apply", "spec.yaml", environ={"SHIPCTL_TEST_KILL": point})[0] == -9
+    assert project.apply().code == 7
+    assert serving(project) == "1.0.0"
+    assert records(project)[-1] == ("2.0.0", "apply", "rolled-back", False)
+
+
 def test_two_specs_share_a_target_without_mixing_their_records(project: EngineProject) -> None:
     release(project, "1.0.0").apply()
     project.edit("name: demo", "name: other")
@@ -280,9 +307,12 @@ def test_a_spec_without_release_has_no_status(project: EngineProject) -> None:
         operations.status(project.path)
 
 
-def test_a_target_that_cannot_be_asked_is_shown_with_the_reason(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shipctl import StageError
+def test_a_target_that_cannot_be_asked_is_shown_with_the_reason(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from shipctl_test_stages.file_deploy import FileDeploy
+
+    from shipctl import StageError
 
     def fail(*_: object) -> None:
         raise StageError("the shelf is locked away")

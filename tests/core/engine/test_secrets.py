@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shipctl import SpecError, load_spec
+from shipctl import load_spec
 from shipctl.engine.secrets import Secrets
 from support_engine import EngineProject
 
@@ -29,11 +29,15 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def secret_spec(project: EngineProject, how: str, uses: str = "misbehave") -> None:
-    project.spec(f'- {{id: s, uses: {uses}, with: {{how: {how}, secret: "${{{{ secrets.token }}}}"}}}}', head=HEAD)
+    project.spec(
+        f'- {{id: s, uses: {uses}, with: {{how: {how}, secret: "${{{{ secrets.token }}}}"}}}}', head=HEAD
+    )
 
 
 @pytest.mark.parametrize("uses", ["misbehave", "misbehave-inline"])
-def test_a_printed_secret_is_masked(project: EngineProject, capfd: pytest.CaptureFixture[str], uses: str) -> None:
+def test_a_printed_secret_is_masked(
+    project: EngineProject, capfd: pytest.CaptureFixture[str], uses: str
+) -> None:
     secret_spec(project, "print-secret", uses)
     run = project.apply()
     assert run.code == 0, run.messages
@@ -68,6 +72,7 @@ def test_a_secret_in_an_output_fails_and_nothing_is_stored(project: EngineProjec
     assert project.holding(*NEEDLES) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_and_keeps_no_secret(project: EngineProject) -> None:
     project.spec(
         """
@@ -76,13 +81,12 @@ def test_the_command_line_shows_and_keeps_no_secret(project: EngineProject) -> N
         """,
         head=HEAD,
     )
-    said = []
-    for command in (
+    commands = (
         ("plan", "spec.yaml", "-o", "plan.json"), ("plan", "spec.yaml", "--json"),
         ("-v", "apply", "spec.yaml", "--events", "events.jsonl"), ("apply", "spec.yaml", "--json"),
         ("report", "spec.yaml"), ("history", "spec.yaml"),
-    ):  # fmt: skip
-        said.append(project.shipctl(*command)[1])
+    )  # fmt: skip
+    said = [project.shipctl(*command)[1] for command in commands]
     assert "cannot log in with ***" in said[2]
     assert (project.root / "plan.json").exists()
     assert "***" in (project.root / "events.jsonl").read_text()
@@ -90,7 +94,9 @@ def test_the_command_line_shows_and_keeps_no_secret(project: EngineProject) -> N
     assert project.holding(*NEEDLES) == []
 
 
-def test_a_secret_is_in_the_fingerprint_as_its_expression(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_in_the_fingerprint_as_its_expression(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret_spec(project, "well")
     assert project.apply().ran == [""]
     monkeypatch.setenv("TOKEN", "another-value")
@@ -119,7 +125,9 @@ def test_a_release_gives_no_secret_away(project: EngineProject) -> None:
     ("file: nowhere.txt", "secret 'token' cannot be read from nowhere.txt: FileNotFoundError"),
     ("command: ['false']", "secret 'token': `false` failed (CalledProcessError)"),
 ])  # fmt: skip
-def test_a_secret_that_cannot_be_had_fails_its_stage_alone(project: EngineProject, source: str, message: str) -> None:
+def test_a_secret_that_cannot_be_had_fails_its_stage_alone(
+    project: EngineProject, source: str, message: str
+) -> None:
     project.spec(
         """
         - {id: s, uses: misbehave-inline, with: {secret: "${{ secrets.token }}"}}
@@ -133,7 +141,9 @@ def test_a_secret_that_cannot_be_had_fails_its_stage_alone(project: EngineProjec
     assert run.code == 2
 
 
-def test_a_secret_that_is_too_short_is_refused(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_is_too_short_is_refused(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOKEN", "abc")
     secret_spec(project, "well", "misbehave-inline")
     assert project.apply().messages["s"] == (
@@ -143,7 +153,9 @@ def test_a_secret_that_is_too_short_is_refused(project: EngineProject, monkeypat
 
 def test_secrets_come_from_files_and_commands(project: EngineProject) -> None:
     (project.root / "secret.txt").write_text("from-a-file\n")
-    project.spec("- {uses: make}", head="secrets: {f: {file: secret.txt}, c: {command: [echo, from-a-command]}}")
+    project.spec(
+        "- {uses: make}", head="secrets: {f: {file: secret.txt}, c: {command: [echo, from-a-command]}}"
+    )
     secrets = Secrets(load_spec(project.path))
     assert dict(secrets) == {"f": "from-a-file", "c": "from-a-command"}
     with pytest.raises(KeyError):

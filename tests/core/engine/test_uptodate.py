@@ -45,13 +45,17 @@ CHANGES: dict[str, Callable[[EngineProject], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_moved_takes_the_ordinary_way(project: EngineProject, change: Callable[[EngineProject], object]) -> None:
+def test_whatever_moved_takes_the_ordinary_way(
+    project: EngineProject, change: Callable[[EngineProject], object]
+) -> None:
     assert remembered(project.spec(CHAIN))
     change(project)
     assert not uptodate.is_up_to_date(ARGUMENTS)
 
 
-def test_an_environment_variable_that_counts_takes_the_ordinary_way(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_that_counts_takes_the_ordinary_way(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLAVOUR", "mint")
     assert remembered(project.spec(CHAIN, head="env: [FLAVOUR]"))
     monkeypatch.setenv("FLAVOUR", "rose")
@@ -66,7 +70,9 @@ def test_an_edit_made_while_the_run_was_at_work_is_not_taken_for_old(project: En
     assert not uptodate.is_up_to_date(ARGUMENTS)
 
 
-def test_a_measurement_is_remembered_no_longer_than_it_holds(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_is_remembered_no_longer_than_it_holds(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from shipctl_test_stages.checks import Measure
 
     monkeypatch.setattr(Measure, "max_age", 60.0)
@@ -77,7 +83,14 @@ def test_a_measurement_is_remembered_no_longer_than_it_holds(project: EngineProj
     assert not uptodate.is_up_to_date(ARGUMENTS)
 
 
-@pytest.mark.parametrize("stages", [CHAIN + "\n- {id: d, uses: file-deploy}", "- {id: a, uses: make}\n- {id: k, uses: check, with: {max: 0}}"], ids=["a release asks its target", "a failure is told again"])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        CHAIN + "\n- {id: d, uses: file-deploy}",
+        "- {id: a, uses: make}\n- {id: k, uses: check, with: {max: 0}}",
+    ],
+    ids=["a release asks its target", "a failure is told again"],
+)
 def test_some_answers_are_never_remembered(project: EngineProject, stages: str) -> None:
     project.spec(stages)
     apply(project.plan(), hooks=Hooks(installed=False), arguments=ARGUMENTS)

@@ -212,7 +212,7 @@ def test_what_is_not_allowed_is_refused_at_once(second: float, text: str, messag
     with pytest.raises(ExpressionError) as caught:
         evaluate(text, SCOPE)
     assert str(caught.value) == message
-    assert time.process_time() - start < second / 10, "a few milliseconds on an idle machine"
+    assert time.process_time() - start < second / 4, "a few milliseconds on an idle machine"
 
 
 def test_many_costly_expressions_together_are_bounded(second: float) -> None:

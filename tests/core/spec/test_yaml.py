@@ -288,7 +288,7 @@ def test_things_that_are_no_file_are_refused(tmp_path: Path) -> None:
     assert said(tmp_path / "fifo") == f"{tmp_path}/fifo: is not a regular file; name the spec's file"
     assert said(Path("/dev/zero")) == "/dev/zero: is not a regular file; name the spec's file"
     assert said(Path("a\0b")).endswith(
-        "cannot be read (embedded null byte); check the path and its permissions"
+        "cannot be read (a NUL character is in it); check the path and its permissions"
     )
 
 

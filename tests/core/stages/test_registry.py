@@ -33,7 +33,9 @@ def test_an_unknown_name_comes_with_what_is_near(name: str, hint: str) -> None:
 
 def test_one_name_twice_is_an_error_unless_it_is_the_same_thing() -> None:
     assert Registry([point("a", "m:A"), point("a", "m:A")]).find("a").value == "m:A"
-    with pytest.raises(PluginError, match=r"stage 'a' is declared by .*\(m:A\) and .*\(n:A\); uninstall one of them"):
+    with pytest.raises(
+        PluginError, match=r"stage 'a' is declared by .*\(m:A\) and .*\(n:A\); uninstall one of them"
+    ):
         Registry([point("a", "m:A"), point("a", "n:A")]).load("a")
 
 

@@ -13,13 +13,21 @@ from shipctl.stages.verdicts import worst
 
 
 @given(value=st.none() | st.floats(), bound=st.floats(), how=st.sampled_from(["<=", "<", ">=", ">", "=="]))
-def test_only_a_finite_number_within_a_finite_bound_passes(value: float | None, bound: float, how: str) -> None:
+def test_only_a_finite_number_within_a_finite_bound_passes(
+    value: float | None, bound: float, how: str
+) -> None:
     verdict = compare("gate", value, how, bound)  # type: ignore[arg-type]
     finite = value is not None and math.isfinite(value) and math.isfinite(bound)
     assert (verdict.outcome in {Outcome.PASS, Outcome.FAIL}) is finite
     if verdict.outcome is Outcome.PASS:
         assert value is not None
-        assert {"<=": value <= bound, "<": value < bound, ">=": value >= bound, ">": value > bound, "==": value == bound}[how]
+        assert {
+            "<=": value <= bound,
+            "<": value < bound,
+            ">=": value >= bound,
+            ">": value > bound,
+            "==": value == bound,
+        }[how]
 
 
 @given(st.lists(st.sampled_from(list(Outcome)), min_size=1))

@@ -57,7 +57,9 @@ FILES = st.dictionaries(SEGMENT, st.binary(max_size=50), min_size=1, max_size=5)
 
 @settings(max_examples=10, deadline=None)
 @given(files=FILES, inner=FILES)
-def test_what_is_published_is_viewed_the_same(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], inner: dict[str, bytes]) -> None:
+def test_what_is_published_is_viewed_the_same(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], inner: dict[str, bytes]
+) -> None:
     tmp = tmp_path_factory.mktemp("trip")
     store = LocalStore(tmp / "store")
     given_files = {f"f-{name}"[:60]: body for name, body in files.items()}
@@ -119,17 +121,25 @@ def test_damage_is_found_before_use(store: LocalStore, tmp_path: Path, damage: s
 
 @settings(max_examples=40, deadline=None)
 @given(before=st.integers(0, 40), secret=st.binary(min_size=4, max_size=12), border=st.integers(-15, 3))
-def test_a_forbidden_text_is_found_wherever_it_stands(tmp_path_factory: pytest.TempPathFactory, before: int, secret: bytes, border: int) -> None:
+def test_a_forbidden_text_is_found_wherever_it_stands(
+    tmp_path_factory: pytest.TempPathFactory, before: int, secret: bytes, border: int
+) -> None:
     path = tmp_path_factory.mktemp("f") / "file"
     at = max(0, CHUNK + border if before % 2 else before)
     path.write_bytes(b"\xff" * at + secret + b"\xff" * 10)
     digest, size, found = hash_file(path, (b"never-there", secret))
-    assert (digest, size, found) == (hashlib.sha256(path.read_bytes()).hexdigest(), at + len(secret) + 10, secret)
+    assert (digest, size, found) == (
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        at + len(secret) + 10,
+        secret,
+    )
 
 
 def test_a_forbidden_text_is_stored_nowhere(store: LocalStore, tmp_path: Path) -> None:
     made = box(tmp_path, {"a": b"fine", "b": b"xx secret xx"})
-    with pytest.raises(StageError, match="^output b contains the value of secret 'token'; nothing was stored$"):
+    with pytest.raises(
+        StageError, match=r"^output b contains the value of secret 'token'; nothing was stored$"
+    ):
         store.publish(made, tmp_path, {b"secret": "token"})
     assert not (store.root / "blobs").exists()
 
@@ -207,7 +217,9 @@ def test_nan_and_infinity_survive(store: LocalStore, tmp_path: Path) -> None:
     from shipctl import Report
 
     (tmp_path / "r").write_text("r")
-    report = Report.at(tmp_path / "r", subject="s", title="t", metrics={"a": float("nan"), "b": float("inf"), "c": 1.0})
+    report = Report.at(
+        tmp_path / "r", subject="s", title="t", metrics={"a": float("nan"), "b": float("inf"), "c": 1.0}
+    )
     manifest = store.publish(report, tmp_path).manifest()
     store.save_result(Result(
         fingerprint=FINGERPRINT, uses="m", outputs={"report": manifest}, created=0, seconds=0))  # fmt: skip

@@ -29,7 +29,8 @@ def test_run_spec_writes_the_project_and_runs_the_real_command(
     run_spec: SpecRunner, project: SampleProject
 ) -> None:
     result = run_spec(SPEC, "validate", "--json", files={"data/x.bin": b"\x00"})
-    assert (result.exit_code, result.document["valid"]) == (0, True)
+    assert (result.exit_code, result.document["valid"]) == (2, False)
+    assert "input 'model' wants" in result.document["specs"][0]["message"]
     assert (project.root / "data/x.bin").read_bytes() == b"\x00"
     assert run_spec(SPEC.replace("uses", "use"), "validate").exit_code == 2
 

@@ -55,7 +55,11 @@ def test_a_line_per_thing_that_happened() -> None:
 
 
 def test_verbose_adds_what_stages_log_and_every_gate() -> None:
-    happened = [logged("onnx", "exporting"), logged("", "ended a leftover"), decided("evaluate", 0.99)]
+    happened: list[events.Event] = [
+        logged("onnx", "exporting"),
+        logged("", "ended a leftover"),
+        decided("evaluate", 0.99),
+    ]
     assert lines(*happened, verbosity=1) == [
         "12:01:05 onnx | exporting",
         "12:01:05 shipctl | ended a leftover",

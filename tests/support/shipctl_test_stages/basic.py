@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from shipctl import Dataset, OnnxModel, Stage, StageContext, StageInputs, StageOptions, StageOutputs, TorchModel
+from shipctl import (
+    Dataset,
+    OnnxModel,
+    Stage,
+    StageContext,
+    StageInputs,
+    StageOptions,
+    StageOutputs,
+    TorchModel,
+)
 from shipctl_test_stages.artifacts import Other, Thing
 from shipctl_test_stages.tracing import kill_point, trace
 
@@ -62,7 +71,7 @@ class Make(Stage[MakeOptions, NoInputs, Outputs]):
     """Make a thing."""
 
     api_version = 1
-    isolation = "inline"
+    isolation: ClassVar[Literal["process", "inline"]] = "inline"
 
     def run(self, inputs: NoInputs, ctx: StageContext) -> Outputs:
         self.options.began()
@@ -85,7 +94,7 @@ class Append(Stage[AppendOptions, OneThing, Outputs]):
     """Add to a thing."""
 
     api_version = 1
-    isolation = "inline"
+    isolation: ClassVar[Literal["process", "inline"]] = "inline"
 
     def run(self, inputs: OneThing, ctx: StageContext) -> Outputs:
         self.options.began()

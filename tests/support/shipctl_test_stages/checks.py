@@ -8,7 +8,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from shipctl import Bound, JudgeContext, Report, Stage, StageContext, StageError, StageOutputs, Verdict, compare
+from shipctl import (
+    Bound,
+    JudgeContext,
+    Report,
+    Stage,
+    StageContext,
+    StageError,
+    StageOutputs,
+    Verdict,
+    compare,
+)
 from shipctl_test_stages.artifacts import Thing
 from shipctl_test_stages.basic import Labelled, NoInputs, OneThing, Outputs, write
 from shipctl_test_stages.tracing import trace

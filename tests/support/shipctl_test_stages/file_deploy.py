@@ -21,7 +21,9 @@ class Options(StageOptions):
 
     target: str = Field(default="shelf", description="The folder's name.")
     fail_at: str = Field(default="", description="The phase in which a step fails.")
-    fail_how: Literal["raise", "abort", "reject", "pause"] = Field(default="raise", description="How it fails.")
+    fail_how: Literal["raise", "abort", "reject", "pause"] = Field(
+        default="raise", description="How it fails."
+    )
     fail_aborts: int = Field(default=0, description="Calls of abort that raise before one works.")
     secret: str = Field(default="", description="A secret that a failure gives away.")
     wait: float = Field(default=0.0, description="Seconds asked for between steps.")
@@ -96,7 +98,11 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
         found = self._serving(ctx)
         if found is None:
             return ()
-        return [Serving(name=ctx.pipeline, version=found["version"], revision=found["revision"], since=0, healthy=True)]
+        return [
+            Serving(
+                name=ctx.pipeline, version=found["version"], revision=found["revision"], since=0, healthy=True
+            )
+        ]
 
     def down(self, ctx: ReleaseContext) -> Sequence[str]:
         found = self._serving(ctx)

@@ -13,7 +13,16 @@ from typing import Any
 
 from pydantic import Field
 
-from shipctl import GateError, PluginError, Stage, StageContext, StageError, StageInputs, StageOutputs, UnavailableError
+from shipctl import (
+    GateError,
+    PluginError,
+    Stage,
+    StageContext,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    UnavailableError,
+)
 from shipctl_test_stages.artifacts import Other, Thing
 from shipctl_test_stages.basic import Labelled, NoInputs, Outputs
 

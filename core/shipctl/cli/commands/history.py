@@ -46,11 +46,8 @@ def command(spec: Path | None, environment: str | None, overrides: tuple[str, ..
     project = Project.of(path)
     runs: list[RunLine] = []
     if project.journal.exists():
-        journal = Journal(project.journal)
-        try:
+        with Journal(project.journal) as journal:
             rows = journal.runs(limit=limit, pipeline=loaded.spec.metadata.name)
-        finally:
-            journal.close()
         runs = [RunLine(**{name: getattr(row, name) for name in RunLine.model_fields}) for row in rows]
     registry = Registry()
     releases: list[ReleaseLine] = []
