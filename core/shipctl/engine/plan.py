@@ -146,7 +146,7 @@ def _decide(
     walk: Walk, node: Node, before: dict[str, Any]
 ) -> tuple[Planned, tuple[str, ...], Components | None]:
     """Return what apply will do with a node, why, and its components where its inputs are known."""
-    condition = walk.condition(node, planning=True)
+    condition = walk.condition(node, planning=any(need not in walk.ends for need in node.needs))
     if condition is False:
         walk.ends[node.id] = NodeEnd("skipped", "its `when` says no")
         return "skipped", ("its `when` says no",), None

@@ -19,7 +19,7 @@ from shipctl.engine.fingerprint import components, fingerprint
 from shipctl.engine.options import complete_options
 from shipctl.engine.ports import bundle, input_ports
 from shipctl.engine.walk import NodeEnd
-from shipctl.errors import RunInterruptedError, ShipctlError, SpecError
+from shipctl.errors import CorruptArtifactError, GateError, RunInterruptedError, ShipctlError, SpecError
 from shipctl.release.records import FileRecords, Records, ReleaseRecord
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Phase, ReleaseStage, Serving, StageInputs, Step
@@ -267,7 +267,9 @@ class Release:
         if record.phase is Phase.DONE:
             return NodeEnd("done", record.message)
         if record.phase is Phase.REJECTED:
-            return NodeEnd("rejected", record.message, exit_code=4)
+            return NodeEnd(
+                "failed" if record.error else "rejected", record.message, exit_code=1 if record.error else 4
+            )
         if record.phase is Phase.ROLLED_BACK:
             return NodeEnd("failed", record.message, exit_code=7)
         return NodeEnd("waiting", record.message, exit_code=6)
@@ -294,6 +296,7 @@ class Release:
             except Exception as exc:  # any failure of a step means the same: go back
                 attempts += 1
                 step = _failed(exc, aborting=aborting, attempts=attempts)
+                record = record.model_copy(update={"error": record.error or not isinstance(exc, GateError)})
                 if aborting and attempts >= ABORT_ATTEMPTS:
                     raise
             step = step.model_copy(update={"message": drive.redact(step.message)})
@@ -319,6 +322,10 @@ class Release:
         return record
 
     def _open(self, record: ReleaseRecord, workdir: Path) -> StageInputs:
+        """Lay out the inputs. One that is damaged has no files then, which keeps no release from being aborted.
+
+        :raises CorruptArtifactError: if one is damaged and the release is to go on
+        """
         store = self._pipeline.store
         opened: dict[str, tuple[Artifact, ...]] = {}
         for name, manifests in record.inputs.items():
@@ -328,11 +335,13 @@ class Release:
                 kind = next(
                     kind for kind in port.kinds if kind.kind == manifest["kind"] or len(port.kinds) == 1
                 )
-                items.append(
-                    store.view(
-                        store.artifact(kind, manifest), workdir / record.revision[:12] / name / str(index)
-                    )
-                )
+                artifact = store.artifact(kind, manifest)
+                try:
+                    items.append(store.view(artifact, workdir / record.revision[:12] / name / str(index)))
+                except CorruptArtifactError:
+                    if record.phase is not Phase.ABORTING:
+                        raise
+                    items.append(artifact)
             opened[name] = tuple(items)
         return _bundle(self._stage, opened)
 

@@ -38,6 +38,7 @@ class ReleaseRecord(Record):
     )
     started: float = Field(description="Seconds since the epoch.")
     updated: float = Field(description="Seconds since the epoch.")
+    error: bool = Field(default=False, description="Whether it was given up for an error, not by a gate.")
     rolled_back: bool = Field(
         default=False, description="Whether it was left by a rollback after it was done."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,13 +46,17 @@ def stage_dependencies(stages: Sequence[StageSpec]) -> dict[str, tuple[str, ...]
     return found
 
 
+_BROUGHT = re.compile(r"model$|data\.")
+"""What ``inputs`` may name beside stages: what the spec itself brings."""
+
+
 def _sources(stage: StageSpec) -> list[tuple[Keys, str]]:
     """Return the stage ids under ``inputs`` with where they stand; expressions are known later."""
     found: list[tuple[Keys, str]] = []
     for port, value in stage.inputs.items():
         many = [value] if isinstance(value, str) else value
         for index, text in enumerate(many):
-            if not has_expression(text):
+            if not has_expression(text) and not _BROUGHT.match(text):
                 keys = (port,) if isinstance(value, str) else (port, index)
                 found.append((keys, text.partition(".")[0]))
     return found
@@ -110,6 +115,31 @@ def _there_is(names: Iterable[str]) -> str:
     return f"; there is {listed(sorted(names))}"
 
 
+def _axes(stages: Sequence[StageSpec]) -> dict[str, set[str]]:
+    """Return, per stage id, the names under ``matrix`` there: its own axes, and those of what it may be fed by."""
+    try:
+        dependencies = stage_dependencies(stages)
+    except ExpressionError:  # said elsewhere; until it is mended, every axis may be anywhere
+        return dict.fromkeys(
+            (stage.id for stage in stages), {axis for stage in stages for axis in stage.matrix}
+        )
+    dependents: dict[str, list[str]] = {}
+    for name, needs in dependencies.items():
+        for need in needs:
+            dependents.setdefault(need, []).append(name)
+    found: dict[str, set[str]] = {stage.id: set() for stage in stages}
+    for stage in stages:
+        seen: set[str] = set()
+        waiting = [stage.id] if stage.matrix else []
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                found[name].update(stage.matrix)
+                waiting.extend(dependents.get(name, ()))
+    return found
+
+
 def _check_expressions(spec: Spec, root: MappingNode, scope: Mapping[str, Any], problems: Problems) -> None:
     """Check the names in what is evaluated later: the stages' ``with``, ``when`` and ``inputs``."""
     results = {stage.id: {"outputs": ANYTHING, "metrics": ANYTHING} for stage in spec.stages}
@@ -121,8 +151,9 @@ def _check_expressions(spec: Spec, root: MappingNode, scope: Mapping[str, Any], 
     }
     count = 0
     stages = root.entries["stages"].node
+    axes = _axes(spec.stages)
     for index, stage in enumerate(spec.stages):
-        known["matrix"] = dict.fromkeys(stage.matrix, ANYTHING)
+        known["matrix"] = dict.fromkeys(axes[stage.id], ANYTHING)
         node = child(stages, index)
         if not isinstance(node, MappingNode):
             continue

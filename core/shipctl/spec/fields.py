@@ -79,7 +79,7 @@ def _axis(value: Any) -> tuple[Scalar, ...]:
     for item in value:
         if not isinstance(item, Scalar):
             raise fault(f"a matrix axis has texts, numbers and booleans, not {repr(item)[:60]}; write [a, b]")
-    if len({repr(item) for item in value}) != len(value):
+    if len({str(item) for item in value}) != len(value):
         raise fault("a matrix axis has the same value twice; remove one")
     return tuple(value)
 

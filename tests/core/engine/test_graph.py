@@ -399,3 +399,22 @@ def test_only_what_a_spec_uses_is_imported(project: EngineProject, plug: Path) -
     project.spec("- {uses: make}")
     project.plan()
     assert "idle_plug" not in sys.modules
+
+
+def test_what_the_spec_brings_can_be_named_under_inputs(project: EngineProject) -> None:
+    (project.root / "net.py").write_text("def build(): ...\n")
+    project.spec("- {id: a, uses: make}\n- {id: b, uses: append, inputs: {thing: model}}", head=MODEL)
+    assert refused(project) == [
+        "spec.yaml:10:43: model is a torch-model, and input 'thing' wants a thing",
+    ]
+
+
+def test_a_stage_reads_the_axis_that_it_inherits(project: EngineProject) -> None:
+    project.spec(
+        """
+        - {id: a, uses: make, matrix: {n: [one, two]}, with: {text: "${{ matrix.n }}"}}
+        - {id: b, uses: append, with: {add: "-${{ matrix.n }}"}}
+        """
+    )
+    assert project.apply().code == 0
+    assert {"one-one", "two-two"} <= set(project.stored_texts())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -16,9 +17,11 @@ CHAIN = "- {id: a, uses: make, with: {text: aaaa, label: a}}\n- {id: b, uses: ap
 
 
 @pytest.fixture(autouse=True)
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled at once."""
+def settled(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Files count as settled at once, and the folder of this checkout, in which coverage writes, for nothing."""
     monkeypatch.setattr(uptodate, "_SETTLED_NS", 0)
+    busy = {"", str(request.config.rootpath)}
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in busy])
 
 
 def remembered(project: EngineProject) -> bool:

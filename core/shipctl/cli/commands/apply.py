@@ -32,7 +32,7 @@ from shipctl.errors import SpecError, UnavailableError
     default=0.0,
     help="Wait this long for another run of the project, such as 5m; by default not at all.",
 )
-@click.option("--retry", is_flag=True, help="Release again what was rolled back or rejected before.")
+@click.option("--retry", is_flag=True, help="Release again what was rolled back before.")
 @display_options
 @json_option
 @common_options
