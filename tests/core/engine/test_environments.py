@@ -51,6 +51,7 @@ def saying(version: str, libpython: str | None = None) -> str:
     return f"echo '{document}'"
 
 
+@pytest.mark.slow
 def test_environment_is_made_once_and_found_again(wheel: Path, cache: Path) -> None:
     said: list[str] = []
     made = ensure_environment("tiny", [str(wheel)], progress=said.append)
@@ -67,6 +68,7 @@ def test_environment_is_made_once_and_found_again(wheel: Path, cache: Path) -> N
     assert answer.stdout == "42\n"
 
 
+@pytest.mark.slow
 def test_half_made_environment_is_built_again_and_only_one_of_two_builds_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +91,7 @@ def test_half_made_environment_is_built_again_and_only_one_of_two_builds_it(
     ]
 
 
+@pytest.mark.slow
 def test_failing_pip_is_one_clear_error(cache: Path, tmp_path: Path) -> None:
     missing = tmp_path / "absent-1.0-py3-none-any.whl"
     with pytest.raises(StageError) as caught:

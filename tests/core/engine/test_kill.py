@@ -53,6 +53,7 @@ def assert_nothing_was_repeated(trace: list[str]) -> None:
     "inside w", "inside promoting",
     *(pytest.param(point, marks=pytest.mark.slow) for point in ("inside a", "hook stage_finished k[n=1]")),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_the_same_command_finishes_after_a_kill(project: EngineProject, point: str) -> None:
     project.spec(SPEC)
     token = uuid.uuid4().hex

@@ -181,6 +181,7 @@ LONG = """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_leaves_nothing_and_is_gone_on_with(
     project: EngineProject, number: int
 ) -> None:

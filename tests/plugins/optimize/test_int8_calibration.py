@@ -40,6 +40,7 @@ def quantize(model: OnnxModel, calibration: Dataset, context: Any, **options: An
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+@pytest.mark.slow
 def test_digits_stay_close_and_shrink(
     digits_onnx: OnnxModel, calibration: Dataset, context: Any, method: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_digits_stay_close_and_shrink(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_methods_choose_different_ranges(digits_onnx: OnnxModel, calibration: Dataset, context: Any) -> None:
     """With ONNX Runtime's own number of bins, entropy over one batch is min-max under another name."""
     made = [
@@ -67,6 +69,7 @@ def test_methods_choose_different_ranges(digits_onnx: OnnxModel, calibration: Da
     assert len({outputs.model.digest for outputs in made}) == 3
 
 
+@pytest.mark.slow
 def test_other_process_and_hash_seed_give_the_same_digest(
     digits_onnx: OnnxModel, calibration: Dataset, context: Any, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_at_most_so_many_samples_are_used(digits_onnx: OnnxModel, calibration: D
     assert [row["samples"] for row in outputs.report.details["parity"]] == [16, 4]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_outside_of_the_work_directory(
     digits_onnx: OnnxModel,
     calibration: Dataset,

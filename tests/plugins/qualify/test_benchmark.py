@@ -46,12 +46,14 @@ def judge(
     return {verdict.gate: (verdict.outcome, verdict.message) for verdict in verdicts}
 
 
+@pytest.mark.slow
 def test_headline_is_the_smallest_batch_with_the_first_number_of_threads(measured: Any) -> None:
     metrics = measured[0].report.metrics
     assert metrics["latency.p95"] == metrics["latency.p95@batch=1,threads=1"]
     assert measured[0].report.details["headline"] == {"batch": 1, "threads": 1}
 
 
+@pytest.mark.slow
 def test_every_configuration_has_its_numbers(measured: Any, digits_onnx: OnnxModel) -> None:
     metrics = measured[0].report.metrics
     for batch in (1, 8):
