@@ -119,7 +119,7 @@ system-deps: ## Install the few things that pip cannot bring (Debian and Ubuntu;
 
 .PHONY: clean
 clean: ## Stop what the example serves, and remove everything that was made here, the environment too.
-	@if [[ -x $(BIN)/shipctl && -d specs/.shipctl ]]; then $(BIN)/shipctl down $(SPEC) || true; fi
-	rm -rf $(VENV) build dist htmlcov specs/.shipctl .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
+	@if [[ -x $(BIN)/shipctl && -d .shipctl ]]; then $(BIN)/shipctl down $(SPEC) || true; fi
+	rm -rf $(VENV) build dist htmlcov .shipctl .cache .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	find core plugins templates tests specs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

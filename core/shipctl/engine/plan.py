@@ -23,6 +23,7 @@ from shipctl.engine.walk import NodeEnd, Ready, Walk, to_be_measured_again, verd
 from shipctl.errors import SpecError, StalePlanError
 from shipctl.records import digest_of
 from shipctl.spec import LoadedSpec
+from shipctl.spec.problems import listed
 from shipctl.stages.events import PlannedNode, PlanReady
 from shipctl.stages.registry import Registry
 from shipctl.store.files import write_atomic
@@ -156,12 +157,12 @@ def _decide(
         return ("skipped" if ready.status == "skipped" else "blocked"), (ready.message,), None
     later = tuple(need for need in node.needs if need not in walk.ends)
     if node.is_release:
-        return "release", ((f"after {', '.join(later)}",) if later else ()), None
+        return "release", ((f"after {_first(later)}",) if later else ()), None
     if ready is None or condition is None:
         return (
             "run",
             (
-                f"{', '.join(later)} {'runs' if len(later) == 1 else 'run'} first"
+                f"{_first(later)} {'runs' if len(later) == 1 else 'run'} first"
                 if later
                 else "its `when` is decided then",
             ),
@@ -191,6 +192,11 @@ def _decide(
             end.status, end.message = "rejected", against
     walk.ends[node.id] = end
     return "cached", ((f"a gate says no: {end.message}",) if end.status == "rejected" else ()), parts
+
+
+def _first(names: Sequence[str]) -> str:
+    """Write at most three names in one line."""
+    return listed(names) if len(names) <= 3 else f"{listed(names[:2])} and {len(names) - 2} more"  # noqa: PLR2004
 
 
 def _parts(pipeline: Pipeline) -> dict[str, Components]:

@@ -120,9 +120,8 @@ def _axes(stages: Sequence[StageSpec]) -> dict[str, set[str]]:
     try:
         dependencies = stage_dependencies(stages)
     except ExpressionError:  # said elsewhere; until it is mended, every axis may be anywhere
-        return dict.fromkeys(
-            (stage.id for stage in stages), {axis for stage in stages for axis in stage.matrix}
-        )
+        everywhere = {axis for stage in stages for axis in stage.matrix}
+        return {stage.id: everywhere for stage in stages}
     dependents: dict[str, list[str]] = {}
     for name, needs in dependencies.items():
         for need in needs:
