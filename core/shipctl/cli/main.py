@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ Exit codes:
 """
 
 _INTERRUPTED = 130
+_NOT_OURS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
+"""What a file system may say that is no bug of ours."""
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell reports for any program whose reader has gone
 
 
@@ -105,6 +108,12 @@ def run(arguments: Sequence[str]) -> int:
         # The interpreter flushes stdout once more at its end, which must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
+    except OSError as exc:
+        if exc.errno not in _NOT_OURS:
+            return _bug(exc, arguments, output)
+        where = f" {exc.filename}" if exc.filename else ""
+        output.error(f"cannot write{where}: {exc.strerror}; make it writable, or make room", 1)
+        return 1
     except Exception as exc:  # noqa: BLE001  (the boundary: everything else is a bug of ours)
         return _bug(exc, arguments, output)
     return code

@@ -21,7 +21,7 @@ from shipctl.engine.secrets import Secrets
 from shipctl.engine.uptodate import remember
 from shipctl.engine.walk import BAD, GOOD, NodeEnd
 from shipctl.engine.workers import end_leftovers
-from shipctl.errors import UnavailableError
+from shipctl.errors import RunInterruptedError, UnavailableError
 from shipctl.records import Record
 from shipctl.stages.base import Stage
 from shipctl.stages.events import Status
@@ -91,6 +91,9 @@ def _run(
     previous = _terminate_as_interrupt()
     try:
         ends = schedule.run()
+    except KeyboardInterrupt:
+        recorder.end_run(RunInterruptedError.exit_code, "interrupted", {})
+        raise
     except BaseException as exc:
         recorder.end_run(EXIT_BUG, f"{type(exc).__name__}: {exc}", {})
         raise
@@ -143,7 +146,10 @@ def _verdict(schedule: Schedule, ends: dict[str, NodeEnd]) -> tuple[int, str]:
     ]
     if not counts:
         done = sum(end.status == "done" for end in ends.values())
-        return 0, f"{done} done, {len(ends) - done} with nothing to do" if done else "nothing to do"
+        rest = len(ends) - done
+        return 0, f"{done} done" + (
+            f", {rest} with nothing to do" if rest else ""
+        ) if done else "nothing to do"
     rank = {code: index for index, code in enumerate(_SEVERITY)}
     name, end = min(counts, key=lambda item: rank.get(item[1].exit_code or 1, len(rank)))
     return end.exit_code or 1, f"{name}: {end.message}"

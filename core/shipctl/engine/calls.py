@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Answer(Record):
     peak_memory: int | None = Field(
         default=None, description="Highest resident memory during the call, in bytes."
     )
+    pid: int = Field(default_factory=os.getpid, description="The worker itself.")
 
 
 def class_name(model: type) -> str:

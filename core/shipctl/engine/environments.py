@@ -201,6 +201,7 @@ def _run(command: list[str], log: Path, lock_fd: int, environment: Environment) 
             pass_fds=(lock_fd,),
             env=_clean_environ(),
             check=False,
+            start_new_session=True,  # Ctrl-C is shipctl's to act on; pip ends with it
         )
     if done.returncode != 0:
         tail = log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]

@@ -22,8 +22,8 @@ class Hooks:
         """What went wrong in hooks; none of it changed the run."""
         self._manager = pluggy.PluginManager("shipctl")
         self._manager.add_hookspecs(hookspecs)
-        for plugin in plugins:
-            self._manager.register(plugin)
+        for index, plugin in enumerate(plugins):
+            self._manager.register(plugin, name=f"{type(plugin).__name__} {index + 1}")
         points = entry_points(group=HOOK_GROUP) if installed else ()
         self.others = len(points)
         """How many were installed by others, who want to be told of every run."""
@@ -42,6 +42,8 @@ class Hooks:
         for implementation in caller.get_hookimpls():
             try:
                 implementation.function(*([event] if implementation.argnames else []))
+            except BrokenPipeError:
+                continue  # who was to read a display has gone, which is no fault of the hook
             except Exception as exc:  # noqa: BLE001  (hooks observe: what they raise changes nothing)
                 self.problems.append(
                     f"hook {implementation.plugin_name!r} failed in {caller.name}: {type(exc).__name__}: {exc}"

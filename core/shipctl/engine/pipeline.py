@@ -119,9 +119,8 @@ def prepare(
         raise SpecError(f"{spec} is not a spec")
     project = Project.of(loaded.path)
     cache = FileCache(project.state / "files.json")
-    unsound = bool(problems)
     sources = find_sources(loaded, cache, problems)
-    if unsound:  # edges between stages would only show the same faults again
+    if problems:  # edges between stages would only show the same faults again
         check_stages(loaded, registry, problems)
         problems.raise_if_any()
     kinds = {name: type(source.artifact) for name, source in sources.items()}

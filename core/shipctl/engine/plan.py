@@ -69,7 +69,13 @@ class Plan:
         )
 
     def write(self, path: Path) -> None:
-        """Write the plan file."""
+        """Write the plan file.
+
+        :raises SpecError: if it cannot be written there
+        """
+        if not path.resolve().parent.is_dir():
+            message = f"cannot write the plan to {path}: there is no folder {path.resolve().parent}"
+            raise SpecError(message)
         spec = self.spec.path.resolve()
         body = {
             "kind": PLAN_KIND,

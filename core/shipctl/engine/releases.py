@@ -125,7 +125,11 @@ class Release:
             )
             digests = {name: [item.digest for item in items] for name, items in inputs.items()}
             revision = fingerprint(
-                components({"class": node.spec.uses, "pipeline": pipeline.name}, canonical, digests)
+                components(
+                    {"class": node.spec.uses, "pipeline": pipeline.name, "version": pipeline.version},
+                    canonical,
+                    digests,
+                )
             )
         return cls(pipeline, node, node.cls(options), inputs, revision)
 
@@ -174,6 +178,12 @@ class Release:
 
     def preview(self) -> Sequence[str]:
         """Return what would change on the target, a line each."""
+        latest = self.records().latest
+        if latest is not None and not latest.phase.is_final:
+            what = "rollback to" if latest.intent == "rollback" else "release of"
+            return (
+                f"the {what} {latest.version}, which stands at {latest.phase}, is finished or aborted first",
+            )
         return tuple(self._stage.preview(self.context()))
 
     def status(self) -> Sequence[Serving]:
@@ -190,6 +200,11 @@ class Release:
         """Release the revision, or go on with it where an earlier run was stopped."""
         records, _ = self._records.load()
         latest = records.latest
+        if latest is not None and not latest.phase.is_final and latest.intent == "rollback":
+            drive.log(f"the rollback to {latest.version} was not finished; finishing it first")
+            self._drive(latest, drive)
+            records, _ = self._records.load()
+            latest = records.latest
         if latest is not None and not latest.phase.is_final and latest.revision != self.revision:
             drive.log(
                 f"release {latest.number} of {latest.version} is unfinished; aborting it for {self._pipeline.version}"
@@ -294,6 +309,9 @@ class Release:
                 state, step = act(state, inputs, context)
                 attempts = 0
             except Exception as exc:  # any failure of a step means the same: go back
+                if drive.stop.is_set():  # but not one that comes of being interrupted
+                    message = f"interrupted at {record.phase}; the same command goes on from there"
+                    raise RunInterruptedError(message) from exc
                 attempts += 1
                 step = _failed(exc, aborting=aborting, attempts=attempts)
                 record = record.model_copy(update={"error": record.error or not isinstance(exc, GateError)})

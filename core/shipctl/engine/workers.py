@@ -27,6 +27,8 @@ POLL = 0.2
 MIN_FREE = 64 << 20
 """Bytes that a stage may not take from the disk's last ones."""
 _TAIL = 15
+MAX_LINE = 8192
+"""Bytes of what a stage prints that make a line; longer ones are broken."""
 _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "loky")
 """Python's own helper processes, which live as long as the worker does and do nothing by themselves."""
 
@@ -70,7 +72,7 @@ class Worker:
         stream = self._process.stdout
         if stream is None:
             return
-        for raw in stream:
+        for raw in iter(lambda: stream.readline(MAX_LINE), b""):
             line = raw.decode(errors="replace").rstrip("\n")
             self._tail.append(line)
             self._log(line)
@@ -119,21 +121,19 @@ class Worker:
                 raise StageError(problem)
         line, self._buffer = self._buffer, b""
         answer = Answer.model_validate_json(line)
-        problem = disk_problem(Path(call.workdir), disk) or self._left_behind()
+        problem = disk_problem(Path(call.workdir), disk) or self._left_behind(answer.pid)
         if problem:
             self.close()
             raise StageError(problem)
         return answer
 
-    def _left_behind(self) -> str | None:
+    def _left_behind(self, worker: int) -> str | None:
         """Return what to say about processes that the stage started and did not wait for."""
-        below = descendants(self._process.pid)
-        left = [(pid, command_line(pid)) for pid in below[1:]]
-        left = [
-            (pid, command)
-            for pid, command in left
-            if command and not any(helper in command for helper in _HELPERS)
+        below = [
+            pid for pid in descendants(self._process.pid) if pid != worker and start_time(pid) is not None
         ]
+        left = [(pid, command_line(pid) or "starting") for pid in below]
+        left = [(pid, command) for pid, command in left if not any(helper in command for helper in _HELPERS)]
         if not left:
             return None
         shown = ", ".join(f"{pid} ({command[:60]})" for pid, command in left[:3])

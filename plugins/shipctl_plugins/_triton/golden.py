@@ -142,6 +142,7 @@ def _ask_in_a_process(question: Question, timeout: float) -> list[Answer]:
             capture_output=True,
             timeout=timeout,
             check=False,
+            start_new_session=True,  # Ctrl-C is shipctl's to act on: no evidence against the model
         )
     except subprocess.TimeoutExpired:
         problem = f"the server did not answer the golden samples within {timeout:g} s"

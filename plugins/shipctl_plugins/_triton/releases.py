@@ -96,7 +96,10 @@ class Releases:
         except FileNotFoundError:
             return TargetRecord()
         except (OSError, ValidationError) as error:
-            message = f"{path} cannot be read: {error}; restore it, or remove {self.folder} to begin anew"
+            what = (
+                "is damaged" if isinstance(error, ValidationError) else f"cannot be read ({error.strerror})"
+            )
+            message = f"{path} {what}; restore it, or remove {self.folder} to begin anew"
             raise StoreError(message) from error
 
     def model(self, name: str) -> ModelRecord | None:

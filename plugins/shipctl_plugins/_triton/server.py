@@ -19,6 +19,7 @@ from shipctl.errors import StageError
 from shipctl_plugins._triton import launcher
 from shipctl_plugins._triton.api import LOOPBACK, TritonApi, TritonApiError
 from shipctl_plugins._triton.environment import ServerEnvironment
+from shipctl_plugins._triton.paths import plain_path
 from shipctl_plugins._triton.processes import MARK, Ports, ServerRecord, kill_left_over
 
 START_TIMEOUT_S = 60.0
@@ -184,7 +185,7 @@ class TritonServer:
             "command": [
                 str(environment.binary),
                 f"--id={prefix}",
-                f"--model-repository={repository}",
+                f"--model-repository={plain_path(repository.resolve())}",
                 f"--backend-directory={environment.backends}",
                 f"--cache-directory={environment.caches}",
                 "--model-control-mode=explicit",
@@ -226,7 +227,9 @@ class TritonServer:
         if bound:
             supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         else:
-            subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
+            subprocess.run(
+                command, check=False, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while (record := ServerRecord.read(state)) is None:
             if time.monotonic() > deadline or (supervisor and supervisor.poll() is not None):

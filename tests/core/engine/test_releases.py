@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,32 @@ def test_what_serves_is_left_alone(project: EngineProject) -> None:
     assert len(records(project)) == 1
 
 
-def test_the_same_thing_under_another_version_is_the_same_revision(project: EngineProject) -> None:
+def test_the_same_thing_under_another_version_is_released_under_that_version(project: EngineProject) -> None:
     release(project, "1.0.0", "same").apply()
-    assert release(project, "1.0.1", "same").apply().statuses["d"] == "in-place"
+    assert release(project, "1.0.1", "same").apply().statuses["d"] == "done"
+    assert serving(project) == "1.0.1"
+    assert project.apply().statuses["d"] == "in-place"
+
+
+def test_an_apply_finishes_a_killed_rollback_and_is_refused_what_that_left(project: EngineProject) -> None:
+    release(project, "1.0.0").apply()
+    release(project, "2.0.0").apply()
+    kill = {"SHIPCTL_TEST_KILL": "inside promoting"}
+    assert project.shipctl("rollback", "spec.yaml", environ=kill)[0] == -9
+    again = project.apply()
+    assert again.code == 7
+    assert "(2.0.0) was rolled back on " in again.messages["d"]
+    assert serving(project) == "1.0.0"
+
+
+def test_a_newer_release_replaces_an_unfinished_one_whose_files_are_gone(project: EngineProject) -> None:
+    release(project, "1.0.0").apply()
+    release(project, "2.0.0")
+    kill = {"SHIPCTL_TEST_KILL": "inside shifting"}
+    assert project.shipctl("apply", "spec.yaml", environ=kill)[0] == -9
+    shutil.rmtree(project.root / ".shipctl" / "store")
+    assert release(project, "3.0.0").apply().code == 0
+    assert serving(project) == "3.0.0"
 
 
 def test_a_target_that_lost_what_it_served_gets_it_again(project: EngineProject) -> None:
