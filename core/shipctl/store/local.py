@@ -17,6 +17,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,16 @@ ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
 def _gives_away(output: str, secret: str) -> StageError:
     return StageError(f"output {output} contains the value of secret {secret!r}; nothing was stored")
+
+
+_FEW = 16
+_SYNCS = 8
+"""Files that are synced at a time, where there are more than a few."""
+
+
+def _sync(path: Path) -> None:
+    with suppress(FileNotFoundError):  # replaced or dropped meanwhile
+        sync_file(path)
 
 
 class Result(Record):
@@ -79,11 +90,14 @@ class LocalStore:
         """
         with self._lock:
             paths, self._unsynced = list(self._unsynced), {}
-        for path in paths:
-            with suppress(FileNotFoundError):  # replaced or dropped meanwhile
-                sync_file(path)
-        for folder in {path.parent for path in paths}:
-            sync_file(folder)
+        folders = {path.parent for path in paths}
+        if len(paths) <= _FEW:
+            for path in (*paths, *folders):
+                _sync(path)
+            return
+        with ThreadPoolExecutor(_SYNCS) as threads:  # a file system syncs several files at the price of one
+            list(threads.map(_sync, paths))
+            list(threads.map(_sync, folders))
 
     def tidy(self) -> None:
         """Remove what a killed run left half-written. Only for who holds the project's lock."""
