@@ -68,11 +68,11 @@ $(DEVELOPMENT): $(RUNTIME)
 .PHONY: test
 test: $(DEVELOPMENT) ## Run every test that this machine can run, with coverage.
 	$(BIN)/coverage erase
-	$(PYTEST) -n $(JOBS) --dist loadgroup --cov --cov-report=term $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(DEVELOPMENT) ## Run the quick tests: no PyTorch, no server, nothing slow. Less than a minute.
-	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not slow and not triton and not torch" $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not triton and not torch" $(ARGS)
 
 .PHONY: lint
 lint: $(DEVELOPMENT) ## Check style, format, types, and who imports whom.

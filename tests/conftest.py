@@ -27,9 +27,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in why_not.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if item.get_closest_marker("triton") and not item.get_closest_marker("xdist_group"):
-            # One after the other: two servers and their clients at once would wait for each other on two cores.
-            item.add_marker(pytest.mark.xdist_group("triton"))
 
 
 def _why_not(config: pytest.Config) -> dict[str, str]:

@@ -19,7 +19,12 @@ from ruamel.yaml import YAML
 
 from support_models import write_bad_version, write_second_version
 
-pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 
 SPECS = Path(__file__).parents[2] / "specs"
 CHECKS = {"weights", "accuracy", "speed", "best"}
