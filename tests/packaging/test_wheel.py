@@ -20,7 +20,7 @@ THIRD_PARTY = Path(__file__).parent / "third_party"
 SOURCES = ("core", "plugins", "templates")
 
 # One worker builds and installs; the others have nothing to do with it.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SPEC = """\
 apiVersion: shipctl.dev/v1
