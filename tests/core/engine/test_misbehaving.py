@@ -141,7 +141,7 @@ def test_an_inline_stage_that_fills_its_work_directory_fails(project: EngineProj
         SPEC.replace("USES", "misbehave-inline").replace("HOW", "fill-at-once").replace("EXTRA", extra)
     )
     run = project.apply()
-    assert run.messages["bad"] == "wrote {} to its work directory, and `resources.disk` allows 1MB"
+    assert run.messages["bad"] == "wrote 3MB to its work directory, and `resources.disk` allows 1MB"
     assert_only_that_failed(project, (1, ""), run.code)
 
 
