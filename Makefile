@@ -8,8 +8,8 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 SPEC ?= specs/digits.yaml
-# What is installed. Without torch (`EXTRAS=cpu,optimize,triton`) its stages say so, and its tests are skipped.
-EXTRAS ?= cpu,torch,optimize,triton
+# What is installed. Without torch (`EXTRAS=cpu,optimize,triton,s3,evidence`) its stages say so, and its tests are skipped.
+EXTRAS ?= cpu,torch,optimize,triton,s3,evidence,mlflow
 # The first interpreter that really runs and can make environments: version managers put shims on PATH for versions
 # that are not installed, and Debian splits off the modules that venv needs.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -91,8 +91,9 @@ bench: $(DEVELOPMENT) ## Measure the engine's own cost and shipctl's start, besi
 	$(BIN)/python benchmarks/startup.py $(ARGS)
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 
-# Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test.
-SYSTEM_DEPS := chromium:chromium
+# Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test, ceph's
+# gateway is a real S3 server, skopeo reads what is packaged as an OCI image.
+SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo
 # Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.
 SERVER_PYTHON = for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -Ic 'import ensurepip, os, sys, sysconfig, venv; name = sysconfig.get_config_var("INSTSONAME"); \

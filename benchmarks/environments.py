@@ -18,6 +18,7 @@ STAGES = ROOT / "benchmarks" / "trivial"
 CONSTRAINTS = ROOT / "constraints.txt"
 DEFAULT_FOLDER = ROOT / ".cache" / "benchmarks"
 PEERS = {"doit": "doit==0.37.0", "snakemake": "snakemake==9.27.1", "dvc": "dvc==3.67.1"}
+STORE_PEERS = {"awscli": "awscli==1.46.2"}
 _TIMEOUT = 900.0
 
 
@@ -44,8 +45,9 @@ def shipctl(folder: Path) -> Environment:
 
 
 def peer(folder: Path, name: str) -> Environment:
-    """Return the environment of one of ``PEERS``."""
-    return _environment(folder, name, hashlib.sha256(PEERS[name].encode()).hexdigest(), [PEERS[name]])
+    """Return the environment of one of ``PEERS`` or ``STORE_PEERS``."""
+    wanted = (PEERS | STORE_PEERS)[name]
+    return _environment(folder, name, hashlib.sha256(wanted.encode()).hexdigest(), [wanted])
 
 
 def installed(folder: Path, wanted: Sequence[str]) -> tuple[dict[str, Environment], dict[str, str]]:
@@ -54,7 +56,7 @@ def installed(folder: Path, wanted: Sequence[str]) -> tuple[dict[str, Environmen
     absent: dict[str, str] = {}
     for name in wanted:
         try:
-            found[name] = peer(folder, name) if name in PEERS else shipctl(folder)
+            found[name] = peer(folder, name) if name in PEERS | STORE_PEERS else shipctl(folder)
         except NotMeasuredError as exc:
             absent[name] = str(exc)
     return found, absent

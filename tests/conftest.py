@@ -34,6 +34,8 @@ def _why_not(config: pytest.Config) -> dict[str, str]:
     why_not = {}
     if importlib.util.find_spec("torch") is None:
         why_not["torch"] = "PyTorch is not installed: pip install 'shipctl[torch]'"
+    if importlib.util.find_spec("mlflow") is None:
+        why_not["mlflow"] = "mlflow-skinny is not installed: pip install 'shipctl[mlflow]'"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         why_not["triton"] = "Triton's server exists for Linux on x86-64 only"
     if not config.getoption("--gpu"):

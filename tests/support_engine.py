@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shipctl import Hooks, Plan, RunResult, apply, events, hookimpl, make_plan, read_plan
 
 SUPPORT = Path(__file__).parent / "support"
@@ -268,3 +270,22 @@ def wait_for(condition: Any, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def test_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The distribution `shipctl-test-stages` is installed, as far as this process and its workers see."""
+    places = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    sys.path.insert(0, str(SUPPORT))
+    yield
+    sys.path.remove(str(SUPPORT))
+
+
+@pytest.fixture
+def project(tmp_path: Path, test_stages: None, monkeypatch: pytest.MonkeyPatch) -> EngineProject:
+    """An empty project whose specs may use the test stages."""
+    made = EngineProject(tmp_path / "project")
+    monkeypatch.setenv("SHIPCTL_TEST_TRACE", str(made.trace_file))
+    monkeypatch.chdir(made.root)
+    return made

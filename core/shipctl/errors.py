@@ -64,6 +64,15 @@ class GateError(ShipctlError):
     exit_code = 4
 
 
+class VerificationError(GateError):
+    """A package is not what somebody who is trusted has signed; ``kind`` says in one word what is wrong with it."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        """``kind`` is one of the words in :data:`shipctl.evidence.verify.KINDS`."""
+        super().__init__(message)
+        self.kind = kind
+
+
 class StalePlanError(ShipctlError):
     """What a plan file pinned has changed since; nothing was done."""
 

@@ -14,7 +14,7 @@ from shipctl.stages.base import API_VERSION, ReleaseStage, Stage
 from shipctl.stages.hookspecs import hookimpl
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("shipctl.stages", "shipctl.displays", "console_scripts")
+GROUPS = ("shipctl.stages", "shipctl.stores", "shipctl.sources", "shipctl.displays", "console_scripts")
 
 
 def declared(group: str) -> dict[str, str]:
@@ -26,6 +26,11 @@ def declared(group: str) -> dict[str, str]:
 
 STAGES = declared("shipctl.stages")
 DISPLAYS = declared("shipctl.displays")
+STORES = declared("shipctl.stores")
+SOURCES = declared("shipctl.sources")
+
+
+OURS = [value for group in (STAGES, STORES, SOURCES, DISPLAYS) for value in group.values()]
 
 
 def load(value: str) -> Any:
@@ -46,7 +51,7 @@ def test_the_installed_metadata_say_what_pyproject_says(group: str) -> None:
 def test_every_entry_point_of_ours_lies_in_the_plugin_package() -> None:
     groups = {point.group for point in distribution("shipctl").entry_points}
     assert groups == set(GROUPS)
-    assert all(value.startswith("shipctl_plugins.") for value in [*STAGES.values(), *DISPLAYS.values()])
+    assert all(value.startswith("shipctl_plugins.") for value in OURS)
 
 
 @pytest.mark.parametrize(("name", "value"), STAGES.items())
@@ -69,6 +74,12 @@ def test_every_stage_imports_and_is_documented(value: str) -> None:
     assert stage.__doc__
     for name, field in stage.options_model.model_fields.items():
         assert field.description, f"option {name!r} of {value} has no description"
+
+
+@pytest.mark.parametrize(("name", "value"), [*STORES.items(), *SOURCES.items()])
+def test_module_and_class_are_named_after_the_scheme(name: str, value: str) -> None:
+    kind = "store" if name in STORES else "source"
+    assert value.rpartition(".")[2] == f"{name}_{kind}:{name.capitalize()}{kind.capitalize()}"
 
 
 @pytest.mark.parametrize("value", DISPLAYS.values())

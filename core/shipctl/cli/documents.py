@@ -14,6 +14,7 @@ from shipctl.records import Record
 from shipctl.report.data import RunReport
 from shipctl.stages.base import Serving
 from shipctl.stages.events import PlannedNode, Status
+from shipctl.store.log import Actor
 
 
 class Document(Record):
@@ -86,6 +87,7 @@ class RunDocument(Document):
     exit_code: int = Field(description="What the process exits with.")
     message: str = Field(description="One line for a person.")
     statuses: dict[str, Status] = Field(description="Node to how it ended.")
+    warnings: tuple[str, ...] = Field(default=(), description="What did not keep it from going on.")
 
 
 class TargetLine(Record):
@@ -161,6 +163,31 @@ class HistoryDocument(Document):
     )
 
 
+class AuditLine(Record):
+    """One entry of the audit log."""
+
+    number: int = Field(description="Counts the entries from 1.")
+    previous: str = Field(description="SHA-256 (hex) of the entry before it, empty for the first.")
+    digest: str = Field(description="SHA-256 (hex) of this entry.")
+    time: float = Field(description="Seconds since the epoch.")
+    actor: Actor = Field(description="Who did it.")
+    action: str = Field(description="What was done.")
+    subject: str = Field(description="What it was done to.")
+    details: dict[str, Any] = Field(description="What was done in particular.")
+
+
+class AuditDocument(Document):
+    """`shipctl history --audit --json`."""
+
+    document: Literal["shipctl.audit/1"] = Field(
+        default="shipctl.audit/1", alias="schema", description="Name and version."
+    )
+    store: str = Field(description="URI of the store that keeps the log.")
+    total: int = Field(description="Number of entries.")
+    head: str | None = Field(description="SHA-256 (hex) of the newest entry, to be noted elsewhere.")
+    entries: tuple[AuditLine, ...] = Field(description="The newest entries, newest first.")
+
+
 class ReportDocument(Document):
     """`shipctl report --json`."""
 
@@ -213,6 +240,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "status": StatusDocument,
     "down": DownDocument,
     "history": HistoryDocument,
+    "audit": AuditDocument,
     "report": ReportDocument,
     "stages": StagesDocument,
     "stage": StageDocument,

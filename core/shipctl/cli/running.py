@@ -74,7 +74,7 @@ def watched(display: str | None, events: Path | None) -> Iterator[Hooks]:
 
 def finish(output: Output, result: RunResult, hooks: Hooks) -> None:
     """Tell how a run ended and exit with its code."""
-    for problem in hooks.problems:
+    for problem in (*hooks.problems, *result.warnings):
         output.complain(str(problem), label="warning")
     if output.json:
         from shipctl.cli.documents import RunDocument

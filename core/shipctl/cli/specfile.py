@@ -19,7 +19,7 @@ def find_spec(given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    found = [path for folder in _FOLDERS for path in _specs_in(folder)]
+    found = specs_here()
     if not found:
         message = (
             "there is no spec in ./specs or here; name one, or write a starter with `shipctl init MODEL`"
@@ -29,6 +29,11 @@ def find_spec(given: Path | None) -> Path:
         message = f"which spec is meant: {', '.join(map(str, found))}? name one of them"
         raise SpecError(message)
     return found[0]
+
+
+def specs_here() -> list[Path]:
+    """Return the specs in `specs` and in the current folder."""
+    return [path for folder in _FOLDERS for path in _specs_in(folder)]
 
 
 def _specs_in(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from shipctl.engine.journal import Journal
 from shipctl.engine.locks import project_lock
 from shipctl.engine.plan import Plan, check_targets
 from shipctl.engine.recorder import Recorder
+from shipctl.engine.runstate import remember_run
 from shipctl.engine.schedule import Schedule
 from shipctl.engine.secrets import Secrets
 from shipctl.engine.uptodate import remember
@@ -39,6 +40,7 @@ class RunResult(Record):
     exit_code: int = Field(description="What the process should exit with.")
     message: str = Field(description="One line for a person.")
     statuses: dict[str, Status] = Field(description="Node to how it ended.")
+    warnings: tuple[str, ...] = Field(default=(), description="What did not keep it from going on.")
 
 
 def apply(
@@ -102,9 +104,17 @@ def _run(
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
     code, message = _verdict(schedule, ends)
+    remember_run(pipeline, schedule.walk, recorder.run, code)
     recorder.end_run(code, message, ends)
     statuses = {name: end.status for name, end in ends.items()}
-    return RunResult(run=recorder.run, exit_code=code, message=message, statuses=statuses), ends
+    result = RunResult(
+        run=recorder.run,
+        exit_code=code,
+        message=message,
+        statuses=statuses,
+        warnings=tuple(schedule.warnings),
+    )
+    return result, ends
 
 
 def _remember(plan: Plan, arguments: list[str], ends: dict[str, NodeEnd]) -> None:

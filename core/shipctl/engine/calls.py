@@ -15,7 +15,7 @@ from shipctl.errors import PluginError
 from shipctl.records import Record
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Stage, StageInputs, StageOutputs
-from shipctl.stages.context import Objectives, StageContext
+from shipctl.stages.context import Lineage, Objectives, StageContext
 
 
 class Placed(Record):
@@ -52,6 +52,7 @@ class Call(Record):
     seed: int = Field(description="The spec's seed.")
     threads: int = Field(description="CPU threads.")
     objectives: dict[str, Any] = Field(description="The blocks of the spec that the stage reads.")
+    lineage: dict[str, Any] = Field(default_factory=dict, description="What is above it, if it reads that.")
 
 
 class Answer(Record):
@@ -127,5 +128,6 @@ def context_of(call: Call, log: Any) -> StageContext:
         seed=call.seed,
         threads=call.threads,
         objectives=Objectives(**call.objectives),
+        lineage=Lineage.model_validate(call.lineage),
         log=log,
     )

@@ -27,6 +27,7 @@ from shipctl.records import digest_of
 from shipctl.spec import StageSpec
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Stage, StageOptions
+from shipctl.stages.context import Lineage
 from shipctl.store.local import Result
 
 
@@ -86,7 +87,7 @@ class Executor:
             placed = []
             for index, (artifact, origin) in enumerate(zip(items, ready.origins[name], strict=True)):
                 source = self.pipeline.origin_artifact(origin)
-                if source is not None and not store.has_files(artifact.files):
+                if source is not None and source.places and not store.has_files(artifact.files):
                     for entry in artifact.files:
                         store.put(source.places[entry.path], sha256=entry.sha256)
                 try:
@@ -99,9 +100,15 @@ class Executor:
         return opened
 
     def run(
-        self, node: Node, ready: Ready, parts: Components, options: StageOptions, log: Callable[[str], None]
+        self,
+        node: Node,
+        ready: Ready,
+        parts: Components,
+        options: StageOptions,
+        lineage: Lineage | None,
+        log: Callable[[str], None],
     ) -> NodeEnd:
-        """Run a transform stage once.
+        """Run a transform stage once; ``lineage`` is what is above it, for one that reads that.
 
         :raises DamagedInputError: if an input has to be made again
         :raises ShipctlError: if the stage failed
@@ -118,7 +125,7 @@ class Executor:
             workdir.mkdir(parents=True)
         try:
             inputs = self.open_inputs(ready, folder / "in")
-            made, peak = self._call(node.cls, node, options, inputs, workdir, log)
+            made, peak = self._call(node.cls, node, options, inputs, lineage, workdir, log)
             outputs, passed = self._publish(made, inputs, workdir)
             result = Result(
                 fingerprint=fingerprint(parts),
@@ -158,6 +165,7 @@ class Executor:
         node: Node,
         options: StageOptions,
         inputs: dict[str, tuple[Artifact, ...]],
+        lineage: Lineage | None,
         workdir: Path,
         log: Callable[[str], None],
     ) -> tuple[dict[str, Artifact], int | None]:
@@ -171,7 +179,8 @@ class Executor:
             workdir=str(workdir),
             seed=self.pipeline.loaded.spec.seed,
             threads=max(1, int(spec.resources.cpu or 1)),
-            objectives={name: getattr(goals, name) for name in cls.reads},
+            objectives={name: getattr(goals, name) for name in cls.reads if name != "lineage"},
+            lineage=lineage.model_dump(mode="json") if lineage is not None else {},
         )
         if runs_inline(cls, spec):
             made = _inline(cls, options, inputs, call, log)

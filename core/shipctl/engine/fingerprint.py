@@ -60,8 +60,9 @@ class Fingerprinter:
             found["environment"] = {name: os.environ.get(name) for name in stage.environ}
         if stage.requirements:
             found["requirements"] = sorted(stage.requirements)
-        if stage.reads:
-            found["objectives"] = {name: dict(getattr(self._objectives, name)) for name in stage.reads}
+        blocks = [name for name in stage.reads if name != "lineage"]
+        if blocks:
+            found["objectives"] = {name: dict(getattr(self._objectives, name)) for name in blocks}
         if stage.measurement:
             found["host"] = host_fingerprint()
         return found

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shipctl.engine.releases import user
 from shipctl.errors import LockedError
+from shipctl.store.log import Actor
 
 _POLL = 0.1
 
@@ -39,7 +39,7 @@ def project_lock(path: Path, command: str, timeout: float) -> Iterator[None]:
                     raise LockedError(message) from None
                 time.sleep(_POLL)
         owner = {
-            "user": user(),
+            "user": Actor.current().user,
             "host": platform.node(),
             "pid": os.getpid(),
             "command": command,

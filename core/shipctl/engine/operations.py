@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shipctl.engine.apply import RunResult
+from shipctl.engine.audit import Auditor
 from shipctl.engine.graph import Node
 from shipctl.engine.hooks import Hooks
 from shipctl.engine.journal import Journal
@@ -147,7 +148,20 @@ def down(
     pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
     nodes = _releases(pipeline)
     with project_lock(pipeline.project.state / "lock", f"shipctl down {spec.name}", lock_timeout):
-        return [line for node in nodes for line in _release(pipeline, node).down(say)]
+        stopped: list[str] = []
+        auditor = Auditor(pipeline, way_back=True)
+        for node in nodes:
+            release = _release(pipeline, node)
+            lines = release.down(say)
+            if lines:
+                auditor.record(
+                    "down", f"{pipeline.name}@{pipeline.version}", {"stage": node.spec.id, "stopped": lines}
+                )
+            auditor.forget(node.spec.id, release.target)
+            stopped += lines
+        for problem in auditor.problems:
+            say(f"warning: {problem}")
+        return stopped
 
 
 def _releases(pipeline: Pipeline) -> list[Node]:
@@ -189,6 +203,7 @@ def _operate(
             workdir=workdir,
             stop=threading.Event(),
             redact=secrets.redact,
+            auditor=Auditor(pipeline, way_back=True),
         )
         recorder.begin_run(command)
         recorder.begin(node)
@@ -206,5 +221,9 @@ def _operate(
         code = 0 if end.status in GOOD else end.exit_code or 1
         recorder.end_run(code, end.message, {node.id: end})
         return RunResult(
-            run=recorder.run, exit_code=code, message=end.message, statuses={node.id: end.status}
+            run=recorder.run,
+            exit_code=code,
+            message=end.message,
+            statuses={node.id: end.status},
+            warnings=tuple(drive.auditor.problems),
         )

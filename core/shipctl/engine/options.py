@@ -8,17 +8,19 @@ in a fingerprint as the text of their expression.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from shipctl.errors import SpecError
 from shipctl.spec import add_validation_errors, evaluate, has_expression, references
+from shipctl.spec.fields import FileScope
 from shipctl.stages.base import StageOptions
 
 if TYPE_CHECKING:
+    from shipctl.engine.filecache import FileCache
     from shipctl.engine.graph import Node
     from shipctl.engine.secrets import Secrets
     from shipctl.spec import LoadedSpec, Problems
@@ -35,6 +37,8 @@ class PlannedOptions:
     """Raw values by option name, with expressions over `stages` or `secrets`."""
     value: StageOptions | None = None
     """The validated options, where nothing comes later and nothing is wrong."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 (hex) of the project's files that they name, by path as written."""
 
     def canonical(
         self, model: type[StageOptions], stages: Mapping[str, Any] | None, scope: Mapping[str, Any]
@@ -43,6 +47,12 @@ class PlannedOptions:
 
         ``stages`` is None while the plan is made; expressions over it then stand as text too.
         """
+        form = self._form(model, stages, scope)
+        return {**form, "files": dict(self.files)} if self.files else form
+
+    def _form(
+        self, model: type[StageOptions], stages: Mapping[str, Any] | None, scope: Mapping[str, Any]
+    ) -> dict[str, Any]:
         skip = _bounds(model)
         if self.value is not None:
             form: dict[str, Any] = self.value.model_dump(mode="json", exclude=skip)
@@ -59,8 +69,13 @@ class PlannedOptions:
         return form
 
 
-def plan_options(node: Node, loaded: LoadedSpec, problems: Problems) -> PlannedOptions:
-    """Evaluate and validate the options of a node as far as possible; what is wrong is added to ``problems``."""
+def plan_options(
+    node: Node, loaded: LoadedSpec, problems: Problems, cache: FileCache | None = None
+) -> PlannedOptions:
+    """Evaluate and validate the options of a node as far as possible; what is wrong is added to ``problems``.
+
+    ``cache`` knows digests of files; without it, files that options name are looked for and not read.
+    """
     where = ("stages", node.index, "with")
     scope = {**loaded.scope(), "matrix": node.matrix}
     known: dict[str, Any] = {}
@@ -75,18 +90,35 @@ def plan_options(node: Node, loaded: LoadedSpec, problems: Problems) -> PlannedO
         except SpecError as exc:
             problems.add((*where, name), str(exc))
             later[name] = raw
-    value = validate_options(node, known, problems, frozenset(later))
-    return PlannedOptions(known, later, None if later else value)
+    files = FileScope(loaded.root)
+    value = validate_options(node, known, problems, files, frozenset(later))
+    digests = {name: cache.digest(path) for name, path in files.seen.items()} if cache is not None else {}
+    return PlannedOptions(known, later, None if later else value, digests)
+
+
+def partial_options(model: type[StageOptions], planned: PlannedOptions) -> StageOptions:
+    """Return the options as far as they are known when the plan is made, each of them validated; the rest is missing.
+
+    What depends on `stages` or `secrets` has its default, or none. Enough to say which target they mean.
+    """
+    if planned.value is not None:
+        return planned.value
+    values = {
+        name: TypeAdapter(model.model_fields[name].rebuild_annotation()).validate_python(value)
+        for name, value in planned.known.items()
+        if name in model.model_fields
+    }
+    return model.model_construct(**values)
 
 
 def complete_options(
     node: Node, planned: PlannedOptions, loaded: LoadedSpec, stages: Mapping[str, Any], secrets: Secrets
 ) -> StageOptions:
-    """Return the options with everything in them; only the secrets that they name are fetched.
+    """Return the options with everything in them; only the secrets that they name are fetched, paths are absolute.
 
     :raises SpecError: if they are wrong after all; no secret is in its message
     """
-    if planned.value is not None:
+    if planned.value is not None and not planned.files:
         return planned.value
     named = {path[1] for path in references(planned.later) if path[0] == "secrets" and len(path) > 1}
     scope = {
@@ -98,7 +130,7 @@ def complete_options(
     problems = loaded.problems()
     try:
         values = {**planned.known, **{name: evaluate(raw, scope) for name, raw in planned.later.items()}}
-        made = validate_options(node, values, problems)
+        made = validate_options(node, values, problems, FileScope(loaded.root, absolute=True))
         problems.raise_if_any()
     except SpecError as exc:
         raise SpecError(secrets.redact(str(exc))) from None
@@ -107,12 +139,16 @@ def complete_options(
 
 
 def validate_options(
-    node: Node, values: Mapping[str, Any], problems: Problems, later: frozenset[str] = frozenset()
+    node: Node,
+    values: Mapping[str, Any],
+    problems: Problems,
+    files: FileScope,
+    later: frozenset[str] = frozenset(),
 ) -> StageOptions | None:
     """Return the options as the stage's own model, or None after adding what is wrong to ``problems``."""
     model = node.cls.options_model
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(dict(values), context=files)
     except ValidationError as exc:
         at = ("stages", node.index, "with")
         add_validation_errors(problems, exc, model, dict(values), at, skip=[(*at, name) for name in later])

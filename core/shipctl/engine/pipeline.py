@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shipctl import __version__
 from shipctl.engine.filecache import FileCache
 from shipctl.engine.fingerprint import Components, Fingerprinter, components
 from shipctl.engine.graph import Graph, GraphBuilder, Node, Origin
@@ -22,9 +27,16 @@ from shipctl.errors import SpecError, UnavailableError
 from shipctl.records import digest_of
 from shipctl.spec import LoadedSpec, Problems, evaluate, load_soundly, near, references
 from shipctl.stages.base import Stage
-from shipctl.stages.context import CheckContext, Objectives, Upstream
+from shipctl.stages.context import CheckContext, Lineage, LineageNode, LineageSource, Objectives, Upstream
 from shipctl.stages.registry import Registry
 from shipctl.store.local import LocalStore
+from shipctl.store.objects import store_or_default
+
+if TYPE_CHECKING:
+    from shipctl.store.depot import Depot
+
+_GIT_TIMEOUT = 10
+"""Seconds."""
 
 
 @dataclass
@@ -40,6 +52,7 @@ class Pipeline:
     fingerprints: Fingerprinter
     store: LocalStore
     cache: FileCache
+    registry: Registry
     began: int
     """When the spec began to be read, in nanoseconds since the epoch."""
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -59,6 +72,17 @@ class Pipeline:
     def nodes(self) -> dict[str, Node]:
         """The nodes by id, in an order in which they can run."""
         return self.graph.nodes
+
+    def depot(self) -> Depot:
+        """Open the store that this pipeline publishes to; the caller closes it.
+
+        :raises SpecError: if there is no plugin for it
+        """
+        from shipctl.store.depot import open_depot
+
+        return open_depot(
+            store_or_default(self.loaded.spec.store), self.loaded.root, LocalStore(self.project.store)
+        )
 
     def scope(self, node: Node) -> dict[str, Any]:
         """Return what expressions of a node may use, without stages and secrets."""
@@ -93,6 +117,29 @@ class Pipeline:
             digests[node.id] = digest_of(parts)
         return found
 
+    def lineage(self, nodes: Sequence[LineageNode], sources: Collection[str]) -> Lineage:
+        """Return the history of something that these stages made from these sources."""
+        uris = {"model": self.loaded.spec.model.uri if self.loaded.spec.model is not None else ""}
+        uris |= {f"data.{name}": item.uri for name, item in self.loaded.spec.data.items()}
+        return Lineage(
+            spec=digest_of(json.loads(self.loaded.spec.model_dump_json(by_alias=True))),
+            nodes=tuple(nodes),
+            sources=tuple(
+                LineageSource(
+                    name=name,
+                    uri=uris.get(name, ""),
+                    digest=source.artifact.digest,
+                    files={entry.path: entry.sha256 for entry in source.artifact.files},
+                )
+                for name, source in sorted(self.sources.items())
+                if name in sources
+            ),
+            python=platform.python_version(),
+            platform=f"{sys.platform}-{platform.machine()}",
+            revision=commit_of(self.project.root),
+            shipctl=__version__,
+        )
+
     def origin_artifact(self, origin: Origin) -> Source | None:
         """Return what the spec brings under that origin, if it does."""
         return self.sources.get(origin.port) if not origin.node else None
@@ -119,13 +166,14 @@ def prepare(
         raise SpecError(f"{spec} is not a spec")
     project = Project.of(loaded.path)
     cache = FileCache(project.state / "files.json")
-    sources = find_sources(loaded, cache, problems)
+    store = _store(loaded, project)
+    sources = find_sources(loaded, project, store, cache, problems)
     if problems:  # edges between stages would only show the same faults again
         check_stages(loaded, registry, problems)
         problems.raise_if_any()
     kinds = {name: type(source.artifact) for name, source in sources.items()}
     graph = GraphBuilder(loaded, registry, kinds, problems).build()
-    options = {node.id: plan_options(node, loaded, problems) for node in graph.nodes.values()}
+    options = {node.id: plan_options(node, loaded, problems, cache) for node in graph.nodes.values()}
     _check_overlays(graph, loaded, problems)
     problems.raise_if_any()
     graph.nodes = _until(graph, until)
@@ -138,8 +186,9 @@ def prepare(
         options=options,
         objectives=Objectives(**goals),
         fingerprints=Fingerprinter(cache, loaded.spec.seed, Objectives(**goals)),
-        store=LocalStore(project.store),
+        store=store,
         cache=cache,
+        registry=registry,
         began=began,
     )
     machine = Resources(cpu=1)
@@ -147,6 +196,16 @@ def prepare(
         _check(pipeline, node, machine, problems)
     problems.raise_if_any()
     return pipeline
+
+
+def _store(loaded: LoadedSpec, project: Project) -> LocalStore:
+    """Return the project's working store, which shares with the spec's if it names one."""
+    shared = store_or_default(loaded.spec.store)
+    if shared is None:
+        return LocalStore(project.store)
+    from shipctl.store.shared import SharedStore
+
+    return SharedStore(project.store, shared, loaded.root)
 
 
 def check_stages(loaded: LoadedSpec, registry: Registry, problems: Problems) -> None:
@@ -217,6 +276,8 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
             for name, bound in node.bindings.items()
         },
         objectives=pipeline.objectives,
+        store=store_or_default(pipeline.loaded.spec.store),
+        base=pipeline.loaded.root,
     )
     try:
         node.cls(value).check(context)
@@ -224,6 +285,25 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
         pipeline.unavailable[node.id] = str(exc)
     except SpecError as exc:
         problems.add(("stages", node.index, "uses"), str(exc))
+
+
+@cache
+def commit_of(folder: Path) -> str:
+    """Return the commit that a folder is at, with `+dirty` where files differ from it; empty without git."""
+    try:
+        said = [
+            subprocess.run(
+                ["git", "-C", str(folder), *words],
+                capture_output=True,
+                text=True,
+                timeout=_GIT_TIMEOUT,
+                check=True,
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said[0] + ("+dirty" if said[1] else "")
 
 
 @cache

@@ -124,7 +124,7 @@ def make_plan(
 def _plan_node(walk: Walk, node: Node, before: dict[str, Any]) -> PlannedNode:
     action, reasons, parts = _decide(walk, node, before)
     changes: tuple[str, ...] = ()
-    if node.is_release and action == "release":
+    if node.is_release and action == "release" and node.id not in walk.pipeline.unavailable:
         ready = walk.ready(node)
         release = Release.planned(walk.pipeline, node, ready if isinstance(ready, Ready) else None)
         if release.in_place():

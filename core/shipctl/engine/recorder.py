@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shipctl.engine.journal import Journal, RunRow, StageRow, StepRow
-from shipctl.engine.releases import user
 from shipctl.engine.walk import GOOD, NodeEnd
 from shipctl.stages.events import (
     Event,
@@ -23,6 +22,7 @@ from shipctl.stages.events import (
     StageStarted,
 )
 from shipctl.stages.verdicts import Verdict
+from shipctl.store.log import Actor
 
 if TYPE_CHECKING:
     from shipctl.engine.graph import Node
@@ -69,7 +69,7 @@ class Recorder:
                 version=self._pipeline.version,
                 spec=str(self._pipeline.loaded.path),
                 command=command,
-                user=user(),
+                user=Actor.current().user,
                 host=platform.node(),
                 plan=plan,
                 started=self._began,

@@ -7,7 +7,6 @@ is refused until it is asked for with `--retry`.
 
 from __future__ import annotations
 
-import getpass
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipctl.engine.fingerprint import components, fingerprint
-from shipctl.engine.options import complete_options
+from shipctl.engine.options import complete_options, partial_options
 from shipctl.engine.ports import bundle, input_ports
 from shipctl.engine.walk import NodeEnd
 from shipctl.errors import CorruptArtifactError, GateError, RunInterruptedError, ShipctlError, SpecError
+from shipctl.evidence.admission import admit
+from shipctl.evidence.policy import find_policy
+from shipctl.records import digest_of
 from shipctl.release.records import FileRecords, Records, ReleaseRecord
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Phase, ReleaseStage, Serving, StageInputs, Step
 from shipctl.stages.context import ReleaseContext
 from shipctl.stages.events import ReleaseStepped
+from shipctl.store.log import Actor
+from shipctl.store.objects import store_or_default
 
 if TYPE_CHECKING:
+    from shipctl.engine.audit import Auditor
     from shipctl.engine.graph import Node
     from shipctl.engine.pipeline import Pipeline
     from shipctl.engine.secrets import Secrets
@@ -59,14 +64,8 @@ class Drive:
     """Set when the run is interrupted."""
     redact: Callable[[str], str]
     """Takes secrets out of a message."""
-
-
-def user() -> str:
-    """Return the name of who runs shipctl."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+    auditor: Auditor
+    """Writes down who did what."""
 
 
 class Release:
@@ -92,9 +91,9 @@ class Release:
     @classmethod
     def planned(cls, pipeline: Pipeline, node: Node, ready: Ready | None) -> Release:
         """Return the release as far as it is known when planning: secrets are not resolved."""
-        options = pipeline.options[node.id]
-        value = options.value or node.cls.options_model.model_construct(**options.known)
-        return cls._of(pipeline, node, value, ready)
+        return cls._of(
+            pipeline, node, partial_options(node.cls.options_model, pipeline.options[node.id]), ready
+        )
 
     @classmethod
     def of(
@@ -155,6 +154,8 @@ class Release:
             run=run,
             intent=intent,
             objectives=self._pipeline.objectives,
+            store=store_or_default(self._pipeline.loaded.spec.store),
+            base=self._pipeline.loaded.root,
             log=log,
         )
 
@@ -228,7 +229,7 @@ class Release:
         assert self._inputs is not None  # noqa: S101  (apply is called with inputs)
         manifests = {name: [item.manifest() for item in items] for name, items in self._inputs.items()}
         record = self._begin(records, drive.run, self.revision, self._pipeline.version, "apply", manifests)
-        return self._end(self._drive(record, drive))
+        return self._end(self._drive(record, drive, begin=True))
 
     def rollback(self, drive: Drive, to: str | None) -> NodeEnd:
         """Release an earlier revision again: the one before, or the one that ``to`` names by version or digest.
@@ -260,7 +261,8 @@ class Release:
             message = f"{what}; releases that were done and never rolled back, beside what serves: {have}"
             raise SpecError(message)
         record = self._begin(records, drive.run, goal.revision, goal.version, "rollback", goal.inputs)
-        return self._end(self._drive(record, drive))
+        record = record.model_copy(update={"admission": goal.admission})
+        return self._end(self._drive(record, drive, begin=True))
 
     def _begin(
         self,
@@ -274,7 +276,7 @@ class Release:
         now = time.time()
         return ReleaseRecord(
             number=records.latest.number + 1 if records.latest is not None else 1,
-            revision=revision, version=version, intent=intent, run=run, user=user(), phase=Phase.PENDING,
+            revision=revision, version=version, intent=intent, run=run, user=Actor.current().user, phase=Phase.PENDING,
             inputs=inputs, started=now, updated=now,
         )  # fmt: skip
 
@@ -289,8 +291,11 @@ class Release:
             return NodeEnd("failed", record.message, exit_code=7)
         return NodeEnd("waiting", record.message, exit_code=6)
 
-    def _drive(self, record: ReleaseRecord, drive: Drive) -> ReleaseRecord:
-        """Take steps until the release is finished; the record is on the target before and after each."""
+    def _drive(self, record: ReleaseRecord, drive: Drive, *, begin: bool = False) -> ReleaseRecord:
+        """Take steps until the release is finished; the record is on the target before and after each.
+
+        :raises GateError: if the policy does not let it begin
+        """
         context = self.context(
             run=record.run,
             revision=record.revision,
@@ -299,6 +304,16 @@ class Release:
             log=drive.log,
         )
         inputs = self._open(record, drive.workdir)
+        try:
+            record = self._admitted(record, inputs)
+        except GateError as exc:
+            drive.auditor.record(f"{record.intent} refused", self._subject(record), {"reason": str(exc)})
+            if begin:
+                raise
+            record = _with(record, phase=Phase.ABORTING, message=str(exc))
+        if begin:
+            drive.auditor.begin(f"{record.intent} begun", self._subject(record), self._details(record))
+            self._refer(record, drive.auditor)
         state = self._stage.state_model.model_validate(record.state)
         self._save(record)
         attempts = 0
@@ -337,7 +352,58 @@ class Release:
             if not record.phase.is_final and drive.stop.wait(step.requeue):
                 message = f"interrupted at {record.phase}; the same command goes on from there"
                 raise RunInterruptedError(message)
+        drive.auditor.record(f"{record.intent} {record.phase}", self._subject(record), self._details(record))
+        self._refer(None, drive.auditor)
         return record
+
+    # -- evidence ------------------------------------------------------------------------------------------
+
+    def _admitted(self, record: ReleaseRecord, inputs: StageInputs) -> ReleaseRecord:
+        """Return the record with what the policy found; the way back is never asked for again.
+
+        :raises GateError: if the policy says no
+        """
+        if record.phase is Phase.ABORTING:
+            return record
+        policy = find_policy(self._pipeline.project.root)
+        before = record.admission.verified if record.admission is not None else None
+        admission = admit(policy, _artifacts(inputs), verified=before)
+        return record.model_copy(update={"admission": admission or record.admission})
+
+    def _subject(self, record: ReleaseRecord) -> str:
+        return f"{self._pipeline.name}@{record.version}"
+
+    def _details(self, record: ReleaseRecord) -> dict[str, Any]:
+        return {
+            "stage": self._node.spec.id,
+            "target": self.target,
+            "environment": self._pipeline.loaded.environment,
+            "number": record.number,
+            "revision": record.revision,
+            "run": record.run,
+            "message": record.message,
+            "package": record.admission.package if record.admission is not None else None,
+            "signer": record.admission.signer if record.admission is not None else None,
+        }
+
+    def _refer(self, coming: ReleaseRecord | None, auditor: Auditor) -> None:
+        """Tell the store what this target needs: what serves, what is coming, what it would go back to."""
+        if not type(self._stage).serves:
+            return
+        records = self.records()
+        needed = [item for item in (records.stable, coming, *records.way_back()[:1]) if item is not None]
+        manifests = [manifest for item in needed for bound in item.inputs.values() for manifest in bound]
+        serving = (
+            [] if records.stable is None else [m for bound in records.stable.inputs.values() for m in bound]
+        )
+        auditor.refer(
+            self._node.spec.id,
+            self.target,
+            serving=[digest_of(manifest) for manifest in serving],
+            manifests=[digest_of(manifest) for manifest in manifests],
+            files=sorted({entry["sha256"] for manifest in manifests for entry in manifest.get("files", ())}),
+            strict=coming is not None,
+        )
 
     def _open(self, record: ReleaseRecord, workdir: Path) -> StageInputs:
         """Lay out the inputs. One that is damaged has no files then, which keeps no release from being aborted.
@@ -390,6 +456,15 @@ def _with(record: ReleaseRecord, **changes: Any) -> ReleaseRecord:
 def _failed(exc: Exception, *, aborting: bool, attempts: int) -> Step:
     text = str(exc) if isinstance(exc, ShipctlError) else f"{type(exc).__name__}: {exc}"
     return Step(phase=Phase.ABORTING, message=text, requeue=ABORT_DELAY * attempts if aborting else 0.0)
+
+
+def _artifacts(inputs: StageInputs) -> list[Artifact]:
+    """Return everything that the inputs of a stage hold."""
+    found: list[Artifact] = []
+    for name in type(inputs).model_fields:
+        value = getattr(inputs, name)
+        found += value if isinstance(value, list) else [value] if value is not None else []
+    return found
 
 
 def _bundle(stage: ReleaseStage[Any, Any, Any], inputs: Mapping[str, tuple[Artifact, ...]]) -> StageInputs:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from shipctl.engine.audit import Auditor
 from shipctl.engine.execute import DamagedInputError, Executor, runs_inline
 from shipctl.engine.fingerprint import Components, fingerprint
 from shipctl.engine.graph import Node, Origin
@@ -18,7 +19,15 @@ from shipctl.engine.recorder import Recorder
 from shipctl.engine.releases import Drive, Release
 from shipctl.engine.resources import Resources
 from shipctl.engine.secrets import Secrets
-from shipctl.engine.walk import NodeEnd, Ready, Walk, expiry, to_be_measured_again, verdict_end
+from shipctl.engine.walk import (
+    NodeEnd,
+    Ready,
+    Walk,
+    expiry,
+    reads_lineage,
+    to_be_measured_again,
+    verdict_end,
+)
 from shipctl.engine.workers import WorkerPool
 from shipctl.errors import GateError, RunInterruptedError, ShipctlError
 from shipctl.stages.base import Stage
@@ -59,7 +68,14 @@ class Schedule:
         self._waiting: dict[str, int] = {}
         self._ready: list[int] = []
         self._running: dict[Future[NodeEnd], Node] = {}
+        self.warnings: list[str] = []
+        """What did not keep the run from going on."""
         self._rebuilds: dict[str, int] = defaultdict(int)
+
+    @property
+    def walk(self) -> Walk:
+        """How far the nodes have come."""
+        return self._walk
 
     def dependents(self, node: str) -> list[str]:
         """Return the nodes that wait for this one."""
@@ -77,7 +93,12 @@ class Schedule:
             self._threads.shutdown(wait=True)
             self._pool.close()
             self._pipeline.store.sync()
+            self._note(self._pipeline.store.settle())
         return {name: self._walk.ends[name] for name in self._nodes}
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None and problem not in self.warnings:
+            self.warnings.append(problem)
 
     def _schedule_all(self) -> None:
         for name, node in self._nodes.items():
@@ -197,7 +218,9 @@ class Schedule:
             self._recorder.begin(node, attempt)
             try:
                 options = self._executor.options(node, self._walk)
-                end = self._executor.run(node, ready, parts, options, self._recorder.speaker(node.id))
+                lineage = self._walk.history(node) if reads_lineage(node) else None
+                speaker = self._recorder.speaker(node.id)
+                end = self._executor.run(node, ready, parts, options, lineage, speaker)
                 return self._judged(node, ready, end)
             except GateError as exc:
                 return NodeEnd("rejected", str(exc), components=parts, exit_code=exc.exit_code)
@@ -234,7 +257,11 @@ class Schedule:
         try:
             end = self._release_step_by_step(node, ready)
         except ShipctlError as exc:
-            status: Status = "interrupted" if isinstance(exc, RunInterruptedError) else "failed"
+            status: Status = "failed"
+            if isinstance(exc, RunInterruptedError):
+                status = "interrupted"
+            elif isinstance(exc, GateError):
+                status = "rejected"
             end = NodeEnd(status, str(exc), exit_code=exc.exit_code)
         except DamagedInputError:
             raise
@@ -255,6 +282,7 @@ class Schedule:
             return NodeEnd("waiting", message, exit_code=6)
         self._recorder.begin(node)
         self._pipeline.store.sync()
+        self._note(self._pipeline.store.settle())
         self._executor.open_inputs(ready, self._workdir / "verify")
         drive = Drive(
             run=self._recorder.run,
@@ -263,8 +291,13 @@ class Schedule:
             workdir=self._workdir / "release",
             stop=self._stop,
             redact=self._executor.secrets.redact,
+            auditor=Auditor(self._pipeline),
         )
-        return release.apply(drive, retry=self._retry)
+        try:
+            return release.apply(drive, retry=self._retry)
+        finally:
+            for problem in drive.auditor.problems:
+                self._note(problem)
 
     def _end(self, node: Node, end: NodeEnd) -> None:
         self._walk.ends[node.id] = end

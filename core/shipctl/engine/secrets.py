@@ -97,6 +97,33 @@ class Secrets(Mapping[str, str]):
         return {form.encode(): name for name, value in self._values.items() for form in _forms(value)}
 
 
+def _public_half(value: bytes) -> bytes:
+    """Return the public key (SubjectPublicKeyInfo, DER) of a private key in PEM; nothing for any other secret.
+
+    A private key's file holds the public one as well, which stands in every certificate of it.
+    """
+    if b"PRIVATE KEY-----" not in value:
+        return b""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    try:
+        key = load_pem_private_key(value, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # damaged, or encrypted: then all of it is secret
+        return b""
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _is_public(line: str, public: bytes) -> bool:
+    """Whether a line of a private key's file says nothing but a part of the public key, or what kind of file it is."""
+    if line.startswith("-----"):
+        return True
+    try:
+        return base64.b64decode(line, validate=True) in public
+    except ValueError:
+        return False
+
+
 def _forms(value: str) -> set[str]:
     """Return the ways in which a secret shows.
 
@@ -105,7 +132,12 @@ def _forms(value: str) -> set[str]:
     raw = value.encode()
     forms = {value, repr(value)[1:-1], quote(value), quote(value, safe=""), quote_plus(value)}
     forms |= {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
-    forms |= {line for line in value.splitlines() if len(line) >= MIN_LENGTH * 2}
+    public = _public_half(raw)
+    forms |= {
+        line
+        for line in value.splitlines()
+        if len(line) >= MIN_LENGTH * 2 and not (public and _is_public(line, public))
+    }
     for shift in range(3):
         encoded = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
         fixed = encoded[(shift * 8 + 5) // 6 : len(encoded) - (1 if (len(raw) + shift) % 3 else 0)]

@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from shipctl.engine.closure import script_closure
 from shipctl.engine.filecache import FileCache
+from shipctl.engine.project import Project
+from shipctl.errors import SpecError
 from shipctl.records import digest_of
 from shipctl.signature import Signature
-from shipctl.stages.artifacts import Artifact, Dataset, FileEntry, OnnxModel, TorchModel
+from shipctl.stages.artifacts import Artifact, Dataset, FileEntry, ModelPackage, OnnxModel, TorchModel
+from shipctl.store.local import LocalStore
+from shipctl.store.objects import store_or_default
+from shipctl.store.sources import source_scheme
 
 if TYPE_CHECKING:
     from shipctl.spec import LoadedSpec, Problems
 
-SUPPORTED = "a Python file with a builder (models/net.py:build) or an .onnx file"
+SUPPORTED = (
+    "a Python file with a builder (models/net.py:build), an .onnx file, registry:/NAME@VERSION, or the URI of an "
+    "installed source"
+)
+REGISTRY = "registry:/"
+"""Begins the URI of a package that is published in the spec's store: registry:/NAME@VERSION or NAME@ALIAS."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An artifact whose files still lie in the project."""
+    """An artifact that the spec brings."""
 
     artifact: Artifact
     places: Mapping[str, Path]
-    """Path in the artifact to the file on this machine."""
+    """Path in the artifact to the file on this machine; empty for what is in the store already."""
+    pinned: str = ""
+    """What the URI meant when it was looked up, where it may mean something else tomorrow."""
 
 
-def find_sources(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> dict[str, Source]:
-    """Return `model` and every `data.<name>`; what is not there is added to ``problems``."""
+def find_sources(
+    loaded: LoadedSpec, project: Project, store: LocalStore, cache: FileCache, problems: Problems
+) -> dict[str, Source]:
+    """Return `model` and every `data.<name>`; what is not there is added to ``problems``.
+
+    What is registered in a store is only looked up; a model from elsewhere is fetched once per version, because
+    nothing can be planned without its digest.
+
+    :raises StoreError: if a store or another source cannot be reached
+    """
     found: dict[str, Source] = {}
     model = loaded.spec.model
     if model is not None:
-        source = _model(loaded, cache, problems)
+        source = _model(loaded, project, store, cache, problems)
         if source is not None:
             found["model"] = source
     for name, data in loaded.spec.data.items():
@@ -51,15 +73,88 @@ def find_sources(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> di
     return found
 
 
-def _model(loaded: LoadedSpec, cache: FileCache, problems: Problems) -> Source | None:
+def _registered(uri: str, loaded: LoadedSpec, store: LocalStore) -> Source:
+    """Look a published package up; its files are fetched when a stage needs them.
+
+    :raises SpecError: if it is not registered
+    """
+    from shipctl.store.depot import open_depot
+    from shipctl.store.models import ModelRegistry
+
+    with open_depot(store_or_default(loaded.spec.store), loaded.root, store) as depot:
+        version = ModelRegistry(depot.objects).resolve(uri.removeprefix(REGISTRY))
+        package = store.artifact(ModelPackage, version.package)
+        store.expect(package.files)
+        return Source(package, {}, f"{REGISTRY}{version.name}@{version.version}")
+
+
+def _check_version(source: Source, loaded: LoadedSpec, problems: Problems) -> None:
+    """Let nothing be released under another version than that of the package."""
+    said, package = loaded.spec.metadata.version, source.artifact
+    if isinstance(package, ModelPackage) and package.version != said:
+        problems.add(
+            ("metadata", "version"),
+            f"the model is {source.pinned.removeprefix(REGISTRY)}, and this spec ships version {said}; write "
+            f"`version: {package.version}`, or --set metadata.version={package.version}",
+        )
+
+
+def _fetched(uri: str, loaded: LoadedSpec, project: Project, cache: FileCache) -> Source:
+    """Bring a model from elsewhere into the project's state, once per version.
+
+    :raises SpecError: if the URI names nothing that can be shipped
+    :raises StoreError: if it cannot be had
+    """
+    from shipctl.store.sources import open_source
+
+    source = open_source(uri)
+    store = store_or_default(loaded.spec.store)
+    resolved = source.resolve(uri, base=loaded.root, store=store)
+    folder = project.state / "sources" / digest_of(resolved.identity)
+    if not folder.is_dir():
+        project.create()
+        folder.parent.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".") as name:
+            twin = Path(name) / "model"
+            twin.mkdir()
+            source.fetch(resolved, twin, base=loaded.root, store=store)
+            with suppress(FileExistsError, OSError):  # somebody else was as quick
+                twin.rename(folder)
+    named = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    files, places = _entries(named, cache)
     model = loaded.spec.model
     assert model is not None  # noqa: S101  (the caller asked)
+    assert model.signature is not None  # noqa: S101  (asked before)
+    return Source(OnnxModel(files=files, signature=model.signature), places, resolved.pinned)
+
+
+def _model(
+    loaded: LoadedSpec, project: Project, store: LocalStore, cache: FileCache, problems: Problems
+) -> Source | None:
+    model = loaded.spec.model
+    assert model is not None  # noqa: S101  (the caller asked)
+    try:
+        if model.uri.startswith(REGISTRY):
+            source = _registered(model.uri, loaded, store)
+            _check_version(source, loaded, problems)
+            return source
+    except SpecError as exc:
+        problems.add(("model", "uri"), str(exc))
+        return None
     signature = model.signature
     if signature is None:
         problems.add(
             ("model",), "the model needs `inputs` and `outputs`: name, dtype and shape of each tensor"
         )
         return None
+    if source_scheme(model.uri) is not None:
+        try:
+            return _fetched(model.uri, loaded, project, cache)
+        except SpecError as exc:
+            problems.add(("model", "uri"), str(exc))
+            return None
     file, _, function = model.uri.partition(":")
     path = loaded.root / file
     extra = _extra_files(loaded, problems)
@@ -166,4 +261,10 @@ def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
         }
         for name, item in spec.data.items()
     }
-    return {"pipeline": {"name": spec.metadata.name}, "slo": slo, "budget": budget, "data": data}
+    return {
+        "pipeline": {"name": spec.metadata.name},
+        "slo": slo,
+        "budget": budget,
+        "data": data,
+        "metadata": spec.metadata.model_dump(mode="json", exclude_none=True),
+    }

@@ -16,10 +16,12 @@ from shipctl.engine.fingerprint import Components, fingerprint
 from shipctl.engine.graph import Node, Origin
 from shipctl.engine.pipeline import Pipeline, when
 from shipctl.engine.ports import output_ports
+from shipctl.engine.runstate import earlier_host
 from shipctl.errors import ShipctlError
+from shipctl.records import digest_of
 from shipctl.stages.artifacts import Artifact, Report
 from shipctl.stages.base import Stage, StageOptions
-from shipctl.stages.context import JudgeContext
+from shipctl.stages.context import JudgeContext, Lineage, LineageNode
 from shipctl.stages.events import Status
 from shipctl.stages.verdicts import Outcome, Verdict, worst
 from shipctl.store.local import Result
@@ -78,6 +80,9 @@ class Walk:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.ends: dict[str, NodeEnd] = {}
+        self.host: str | None = None
+        """The host fingerprint of an earlier run whose measurements count here, if any do."""
+        self._earlier: list[str | None] = []
 
     # -- inputs --------------------------------------------------------------------------------------------
 
@@ -220,8 +225,55 @@ class Walk:
     def components(self, node: Node, ready: Ready) -> Components:
         """Return the components of a node whose inputs are known."""
         digests = {name: [item.digest for item in items] for name, items in ready.inputs.items()}
-        return self.pipeline.components(
+        parts = self.pipeline.components(
             node, digests, self.stages_scope() if self.pipeline.options[node.id].later else {}
+        )
+        if reads_lineage(node):
+            parts["lineage"] = {
+                item.node: digest_of(item.model_dump(mode="json")) for item in self.history(node).nodes
+            }
+        return parts
+
+    def history(self, node: Node) -> Lineage:
+        """Return everything above a node as it went, oldest first, and what the spec brought into it.
+
+        Which spec, commit and machine it was says how an artifact came to be, and is no part of a fingerprint: an
+        artifact that needs no making again keeps the history that it has.
+        """
+        graph = self.pipeline.graph.nodes
+        above: set[str] = set()
+        waiting = list(node.needs)
+        while waiting:
+            name = waiting.pop()
+            if name not in above:
+                above.add(name)
+                waiting.extend(graph[name].needs)
+        members = [graph[name] for name in graph if name in above]
+        return self.pipeline.lineage(
+            [self._member(item) for item in members if not item.is_release],
+            {
+                origin.port
+                for item in (*members, node)
+                for bound in item.bindings.values()
+                for origin in bound
+                if not origin.node
+            },
+        )
+
+    def _member(self, node: Node) -> LineageNode:
+        assert issubclass(node.cls, Stage)  # noqa: S101  (releases make no artifacts)
+        end = self.ends.get(node.id, NodeEnd("skipped"))
+        parts = end.components or {}
+        return LineageNode(
+            node=node.id,
+            uses=node.spec.uses,
+            plugin=self.pipeline.registry.owner(node.spec.uses),
+            fingerprint=end.fingerprint or "",
+            options=parts.get("options", {}),
+            tools=parts.get("tools", {}),
+            inputs={name: tuple(digests) for name, digests in parts.get("inputs", {}).items()},
+            outputs={name: item.digest for name, item in end.outputs.items()},
+            verdicts=end.verdicts,
         )
 
     def cached(self, node: Node, parts: Components) -> tuple[Result, dict[str, Artifact]] | None:
@@ -229,6 +281,8 @@ class Walk:
         assert issubclass(node.cls, Stage)  # noqa: S101  (releases are not cached)
         store = self.pipeline.store
         result = store.load_result(fingerprint(parts))
+        if result is None and "host" in parts:
+            result = self._measured_before(parts)
         if result is None:
             return None
         if time.time() > expiry(node, result):
@@ -239,6 +293,22 @@ class Walk:
         ):
             return None
         return result, outputs
+
+    def _measured_before(self, parts: Components) -> Result | None:
+        """Return what an earlier run of this very plan measured on another machine.
+
+        What was measured, selected and perhaps approved there is not to be decided anew because a later run, for
+        instance of the same CI job, found itself on another machine.
+        """
+        if not self._earlier:
+            self._earlier.append(earlier_host(self.pipeline))
+        host = self._earlier[0]
+        if host is None or host == parts["host"]:
+            return None
+        result = self.pipeline.store.load_result(fingerprint({**parts, "host": host}))
+        if result is not None:
+            self.host = host
+        return result
 
     def judge(
         self, node: Node, options: StageOptions, outputs: Mapping[str, Artifact], ready: Ready
@@ -257,6 +327,11 @@ class Walk:
             message = f"judging crashed with {type(exc).__name__}: {exc}"
             return (Verdict(gate=node.spec.uses, outcome=Outcome.ERROR, message=message, subject=subject),)
         return verdicts
+
+
+def reads_lineage(node: Node) -> bool:
+    """Whether a stage looks at everything above it."""
+    return issubclass(node.cls, Stage) and "lineage" in node.cls.reads
 
 
 def expiry(node: Node, result: Result) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from shipctl.errors import StoreError
+from shipctl.evidence.admission import Admission
 from shipctl.records import Record
 from shipctl.stages.base import Phase
 from shipctl.store.files import write_atomic
@@ -38,6 +39,10 @@ class ReleaseRecord(Record):
     )
     started: float = Field(description="Seconds since the epoch.")
     updated: float = Field(description="Seconds since the epoch.")
+    admission: Admission | None = Field(
+        default=None,
+        description="The signed package that the policy let through; None where it asks for none.",
+    )
     error: bool = Field(default=False, description="Whether it was given up for an error, not by a gate.")
     rolled_back: bool = Field(
         default=False, description="Whether it was left by a rollback after it was done."

@@ -60,6 +60,8 @@ def number(value: float) -> str:
 def metric(name: str, value: float) -> str:
     """Write a metric's value in the unit that its name stands for; metrics are stored in base units."""
     words = set(re.split(r"[\s._\-/\[\]]", name.lower()))
+    if words & {"runs", "samples", "count"}:
+        return number(value)
     if words & {"latency", "seconds", "duration"}:
         return duration(value)
     if words & {"bytes", "memory", "size"}:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError, core_schema
 
 from shipctl.spec.expressions import has_expression, is_single_expression
@@ -15,6 +16,31 @@ from shipctl.spec.sandbox import ExpressionError
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+
+
+@dataclass
+class FileScope:
+    """Given to pydantic as the context of a validation: what paths are relative to, and which were named."""
+
+    root: Path
+    """The spec's folder."""
+    absolute: bool = False
+    """Whether the paths are to be made absolute: when a stage runs, not while it is planned."""
+    seen: dict[str, Path] = field(default_factory=dict)
+    """Path as it was written to the file on this machine."""
+
+
+def _project_file(value: str, info: ValidationInfo) -> str:
+    scope = info.context
+    if not isinstance(scope, FileScope):
+        return value
+    path = scope.root / Path(value).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise fault(f"{shorten(value)} {what}; write the path of a file, relative to the spec's folder")
+    scope.seen[value] = path.absolute()
+    return str(path.absolute()) if scope.absolute else value
+
 
 Scalar: TypeAlias = str | int | float | bool
 
@@ -121,6 +147,11 @@ EnvironmentVariable: TypeAlias = Annotated[
     ),
 ]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
+ProjectFile: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_project_file)]
+"""An option that names a file of the project: in the spec a path relative to it, in `run` an absolute one.
+
+The file has to exist when the plan is made, and its content counts in the fingerprint.
+"""
 Texts: TypeAlias = Annotated[
     tuple[Text, ...], BeforeValidator(_one_or_many, json_schema_input_type=Text | tuple[Text, ...])
 ]

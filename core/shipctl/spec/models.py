@@ -119,6 +119,40 @@ class SecretSource(Record):
         return self
 
 
+class StoreSpec(Record):
+    """Where published models, results of stages and the audit log are kept; without it, in `.shipctl/store`.
+
+    Credentials are never written here. For S3 they are looked for, in this order, in `profile`, in the environment
+    (AWS_ACCESS_KEY_ID and its kin, or MINIO_ACCESS_KEY), in the shared credentials file, in a web identity token or
+    `role` (STS), and in the machine's metadata service.
+    """
+
+    uri: Text = Field(description="A folder, file:///path, or s3://bucket/prefix.")
+    endpoint: Text | None = Field(
+        None,
+        description="S3 only: http(s)://host:port of the server; AWS by default (also: AWS_ENDPOINT_URL_S3).",
+    )
+    region: Text | None = Field(
+        None, description="S3 only: the region (also: AWS_REGION); us-east-1 by default."
+    )
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="S3 only: whether the bucket stands in the path or in the host name."
+    )
+    ca: Text | None = Field(
+        None,
+        description="S3 only: a PEM file with the certificate authority of the server (also: AWS_CA_BUNDLE).",
+    )
+    profile: Text | None = Field(None, description="S3 only: a profile of the shared credentials file.")
+    role: Text | None = Field(None, description="S3 only: the ARN of a role to assume by STS.")
+    cache: bool = Field(
+        True, strict=True, description="Whether results of stages are shared through it between runners."
+    )
+
+
+def _store(value: Any) -> Any:
+    return {"uri": value} if isinstance(value, str) else value
+
+
 class Environment(Record):
     """What differs where a release goes to."""
 
@@ -222,6 +256,11 @@ class Spec(Record):
     )
     secrets: dict[Name, SecretSource] = Field(
         default_factory=dict, description="Secrets, by where they come from."
+    )
+    store: Annotated[
+        StoreSpec | None, BeforeValidator(_store, json_schema_input_type=StoreSpec | str | None)
+    ] = Field(
+        None, description="Where published models and shared results are kept: a URI, or with settings."
     )
     seed: int = Field(0, ge=0, lt=2**32, strict=True, description="The seed of everything random.")
     slo: Slo = Field(default_factory=Slo, description="Service-level objectives.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr
 
@@ -158,3 +158,31 @@ class TritonRepository(Artifact):
     signature: Signature = Field(description="Inputs and outputs, the batch dimension included.")
     max_batch_size: int = Field(ge=0, description="As in config.pbtxt; 0 means that Triton does not batch.")
     source: str = Field(description="Digest of the model inside.")
+
+
+class ModelPackage(Artifact):
+    """A model with its evidence, ready to be published: a folder laid out as `package.json` in it says.
+
+    The layout is that of :mod:`shipctl.evidence.package`; `sign` adds `model.sig`.
+    """
+
+    kind: ClassVar[str] = "model-package"
+
+    name: str = Field(description="The model's name in the registry: `metadata.name` of its spec.")
+    version: str = Field(description="Its semantic version: `metadata.version` of its spec.")
+    model: str = Field(description="Digest of the model inside.")
+    signature: Signature = Field(description="Inputs and outputs of the model.")
+    signer: str | None = Field(
+        default=None, description="`sha256:` and the key's fingerprint once it is signed; None before."
+    )
+
+
+class PackageArchive(Artifact):
+    """A package as one thing to hand on: a tar file, or the folder of an OCI image layout."""
+
+    kind: ClassVar[str] = "package-archive"
+
+    name: str = Field(description="The model's name.")
+    version: str = Field(description="Its semantic version.")
+    package: str = Field(description="Digest of the package inside.")
+    format: Literal["tar", "oci"] = Field(description="Which of the two.")

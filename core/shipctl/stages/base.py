@@ -122,8 +122,9 @@ class Stage(_Plugin, Generic[OptionsT, InputsT, OutputsT]):
     """Seconds that a measurement stays valid; None means for ever."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names (or patterns such as `latency.*`) of the metrics in its reports."""
-    reads: ClassVar[tuple[Literal["pipeline", "slo", "budget", "data"], ...]] = ()
-    """Blocks of the spec that `run` (not `judge`) looks at; they count in the fingerprint."""
+    reads: ClassVar[tuple[Literal["pipeline", "slo", "budget", "data", "metadata", "lineage"], ...]] = ()
+    """Blocks of the spec that `run` (not `judge`) looks at; they count in the fingerprint. `lineage` is no block but
+    everything above the stage (``ctx.lineage``): whatever changes there makes it run again."""
     tools: ClassVar[tuple[str, ...]] = ()
     """Installed distributions whose version matters to the result, such as `onnxruntime`."""
     templates: ClassVar[tuple[str, ...]] = ()
@@ -213,6 +214,8 @@ class ReleaseStage(_Plugin, Generic[OptionsT, InputsT, StateT]):
     """
 
     state_model: ClassVar[type[ReleaseState]]
+    serves: ClassVar[bool] = True
+    """Whether its target goes on to need what was released: the store keeps that until something newer serves."""
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

@@ -7,8 +7,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
+from shipctl.records import Record
+from shipctl.spec.models import StoreSpec
+from shipctl.stages.verdicts import Verdict
+
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+
+class LineageNode(Record):
+    """One stage above another, as it went: what it took, what it made, what its gates said."""
+
+    node: str = Field(description="The stage's id with its matrix variant.")
+    uses: str = Field(description="The stage plugin's name.")
+    plugin: str = Field(
+        description="Distribution and version that brought the plugin, such as `shipctl 0.1.0`."
+    )
+    fingerprint: str = Field(description="Its fingerprint: everything that its outputs depend on.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Its options; secrets as their expressions."
+    )
+    tools: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Distributions whose version matters to its result, with the version.",
+    )
+    inputs: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="Input name to artifact digests."
+    )
+    outputs: dict[str, str] = Field(default_factory=dict, description="Output name to artifact digest.")
+    verdicts: tuple[Verdict, ...] = Field(default=(), description="What its gates said.")
+
+
+class LineageSource(Record):
+    """Something that the spec brought into the pipeline."""
+
+    name: str = Field(description="`model` or `data.<name>`.")
+    uri: str = Field(description="As the spec says it.")
+    digest: str = Field(description="Digest of the artifact.")
+    files: dict[str, str] = Field(default_factory=dict, description="Path in the artifact to SHA-256 (hex).")
+
+
+class Lineage(Record):
+    """Where the inputs of a stage come from: every stage and source above it, and the spec itself."""
+
+    spec: str = Field(default="", description="SHA-256 (hex) of the canonical JSON of the resolved spec.")
+    nodes: tuple[LineageNode, ...] = Field(
+        default=(), description="Stages, in an order in which they can run."
+    )
+    sources: tuple[LineageSource, ...] = Field(default=(), description="What the spec brought.")
+    python: str = Field(default="", description="Version of the interpreter, such as 3.11.7.")
+    platform: str = Field(default="", description="Such as linux-x86_64.")
+    revision: str = Field(
+        default="", description="The commit of the project, `+dirty` after it where files differ."
+    )
+    shipctl: str = Field(default="", description="Version of shipctl.")
 
 
 @dataclass(frozen=True)
@@ -25,6 +79,8 @@ class Objectives:
     slo: Mapping[str, float] = field(default_factory=dict)
     budget: Mapping[str, float] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """All of `metadata`: name, version, owner, description, labels."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +103,10 @@ class CheckContext:
     pipeline: str
     inputs: Mapping[str, tuple[Upstream, ...]] = field(default_factory=dict)
     objectives: Objectives = field(default_factory=Objectives)
+    store: StoreSpec | None = None
+    """The spec's `store`, None for the project's own."""
+    base: Path = Path()
+    """The folder that relative paths of the spec (and of its `store`) are relative to."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +120,8 @@ class StageContext:
     """How many CPU threads the stage may keep busy (`resources.cpu`)."""
     objectives: Objectives = field(default_factory=Objectives)
     """Filled only for what the stage declares in ``reads``, since it then counts in the fingerprint."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """Filled only for a stage whose ``reads`` has `lineage`."""
     log: Callable[[str], None] = print
     """Write one line to the run's log, under the stage's name, with secrets taken out."""
 
@@ -100,6 +162,10 @@ class ReleaseContext:
     intent: Literal["apply", "rollback"] = "apply"
     """A rollback releases an earlier revision again: what was proven then needs no second preflight."""
     objectives: Objectives = field(default_factory=Objectives)
+    store: StoreSpec | None = None
+    """The spec's `store`, None for the project's own; see :func:`shipctl.store.depot.open_depot`."""
+    base: Path = Path()
+    """The folder that relative paths of the spec (and of its `store`) are relative to."""
     log: Callable[[str], None] = print
     now: Callable[[], float] = field(default=lambda: __import__("time").time())
     """The time in seconds since the epoch; tests replace it."""

@@ -55,6 +55,10 @@ class Registry:
             raise PluginError(message)
         return points[0]
 
+    def owner(self, name: str) -> str:
+        """Return the name and version of the distribution that brings the stage ``name``."""
+        return _owner(self.find(name))
+
     def load(self, name: str) -> StageClass:
         """Import the stage ``name`` and nothing else.
 

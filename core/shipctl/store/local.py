@@ -60,6 +60,23 @@ class Result(Record):
     peak_memory: int | None = Field(default=None, description="Highest resident memory, in bytes.")
 
 
+def result_body(result: Result) -> bytes:
+    """Return a result as it is stored: the SHA-256 of its JSON, a line feed, the JSON."""
+    body = result.model_dump_json().encode()
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def read_result(stored: bytes) -> Result | None:
+    """Return the result that was stored so; None if it is damaged or of another version of shipctl."""
+    checksum, _, body = stored.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
+        return None
+    try:
+        return Result.model_validate_json(body)
+    except ValidationError:
+        return None
+
+
 class LocalStore:
     """A content-addressed store in one folder. Safe for several processes at once."""
 
@@ -98,6 +115,13 @@ class LocalStore:
         with ThreadPoolExecutor(_SYNCS) as threads:  # a file system syncs several files at the price of one
             list(threads.map(_sync, paths))
             list(threads.map(_sync, folders))
+
+    def expect(self, files: Sequence[FileEntry]) -> None:
+        """Take it that the store that this one shares with has these files; here there is none."""
+
+    def settle(self) -> str | None:
+        """Wait for what still goes on, and return what went wrong with it; here there is nothing."""
+        return None
 
     def tidy(self) -> None:
         """Remove what a killed run left half-written. Only for who holds the project's lock."""
@@ -231,9 +255,8 @@ class LocalStore:
         path = self.result_path(result.fingerprint)
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
-        body = result.model_dump_json().encode()
         with temporary_in(self._unfinished()) as twin:
-            twin.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            twin.write_bytes(result_body(result))
             try:
                 os.link(twin, path)
             except FileExistsError:
@@ -247,14 +270,8 @@ class LocalStore:
     def load_result(self, fingerprint: str) -> Result | None:
         """Return the result of that fingerprint; None if there is none or it is damaged (the stage then runs again)."""
         try:
-            checksum, _, body = self.result_path(fingerprint).read_bytes().partition(b"\n")
+            return read_result(self.result_path(fingerprint).read_bytes())
         except OSError:
-            return None
-        if hashlib.sha256(body).hexdigest().encode() != checksum:
-            return None
-        try:
-            return Result.model_validate_json(body)
-        except ValidationError:  # written by another version of shipctl
             return None
 
     def drop_result(self, fingerprint: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from shipctl.errors import StageError
 from shipctl.spec.units import Duration
-from shipctl.stages.artifacts import Dataset, TritonRepository
+from shipctl.stages.artifacts import Dataset, ModelPackage, TritonRepository
 from shipctl.stages.base import Phase, ReleaseStage, ReleaseState, Serving, StageInputs, StageOptions, Step
 from shipctl.stages.context import CheckContext, ReleaseContext
 from shipctl_plugins._triton.environment import find_server_python
@@ -54,6 +54,8 @@ class TritonDeployInputs(StageInputs):
 
     repository: TritonRepository
     golden: Dataset
+    package: ModelPackage | None = None
+    """The signed package that both are from, for a policy that asks for one."""
 
 
 class TritonDeployState(ReleaseState):

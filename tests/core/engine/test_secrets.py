@@ -203,3 +203,25 @@ def test_no_form_of_a_secret_survives(value: str, around: list[str], prefix: byt
         inner = shown.rstrip("=")
         skip = -(-len(prefix) * 8 // 6)  # characters that depend on the prefix
         assert inner[skip + 1 : -1] not in redacted
+
+
+def pem(algorithm: object) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    form = algorithm.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())  # type: ignore[attr-defined]
+    return str(form.decode())
+
+
+def test_the_public_half_of_a_private_key_is_no_secret() -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    for key in (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)):
+        value = pem(key)
+        secrets = Secrets.__new__(Secrets)
+        secrets._values = {"key": value}
+        needles = [needle for needle in secrets.forbidden() if len(needle) == 64]
+        der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        aligned = [base64.b64encode(der[shift:]) for shift in range(3)]
+        assert not any(needle in text for needle in needles for text in aligned)
+        assert any(needle.decode() in value for needle in needles), "what is private is still looked for"

@@ -256,7 +256,7 @@ TABLE: list[tuple[str, list[tuple[int, int, str]]]] = [
                 1,
                 (
                     "'x-retry' is not known in a spec; it takes apiVersion, budget, data, env, environments, include, "
-                    "kind, metadata, model, secrets, seed, slo, stages, vars"
+                    "kind, metadata, model, secrets, seed, slo, stages, store, vars"
                 ),
             ),
             (4, 28, "stages[0].retry.attempts must be a whole number, not 'two'; correct it"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,9 @@ from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.planning import environment_options, spec_argument
 from shipctl.cli.releasing import release_line
 from shipctl.cli.specfile import find_spec
+from shipctl.errors import SpecError
+
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 if TYPE_CHECKING:
     from shipctl.cli.documents import ReleaseLine, RunLine
@@ -28,10 +33,37 @@ if TYPE_CHECKING:
     show_default=True,
     help="How many of each to show.",
 )
+@click.option(
+    "--audit",
+    "audited",
+    is_flag=True,
+    help="Show the audit log instead: who applied, published, rolled back or retired what.",
+)
+@click.option(
+    "--expect-head",
+    metavar="DIGEST",
+    help="With --audit: fail unless the entry with this digest, noted earlier, is still there.",
+)
 @json_option
 @common_options
-def command(spec: Path | None, environment: str | None, overrides: tuple[str, ...], limit: int) -> None:
-    """Show runs and releases, newest first."""
+def command(
+    spec: Path | None,
+    environment: str | None,
+    overrides: tuple[str, ...],
+    limit: int,
+    audited: bool,  # noqa: FBT001
+    expect_head: str | None,
+) -> None:
+    """Show runs and releases, newest first.
+
+    The audit log is kept in the store that the spec publishes to. Its entries are chained by their digests, so that
+    one that was changed or taken out is found; note the digest of the newest elsewhere to find a log that was cut.
+    """
+    if audited:
+        _audit(spec, environment, overrides, limit, expect_head)
+        return
+    if expect_head:
+        raise SpecError("--expect-head goes with --audit")
     from shipctl.cli.documents import HistoryDocument, RunLine
     from shipctl.engine.journal import Journal
     from shipctl.engine.operations import history
@@ -59,6 +91,53 @@ def command(spec: Path | None, environment: str | None, overrides: tuple[str, ..
     for line in _lines(runs, releases):
         output.result(line)
     output.document(HistoryDocument(runs=tuple(runs), releases=tuple(releases)))
+
+
+def _audit(
+    spec: Path | None,
+    environment: str | None,
+    overrides: tuple[str, ...],
+    limit: int,
+    expect_head: str | None,
+) -> None:
+    from shipctl.cli.documents import AuditDocument, AuditLine
+    from shipctl.cli.stores import chosen_project, chosen_store
+    from shipctl.report import text
+    from shipctl.store.log import Heads, audit
+    from shipctl.store.objects import open_store
+
+    output = Output.current()
+    store, base = chosen_store(None, spec, environment, overrides)
+    state = chosen_project(spec).state
+    heads = Heads(state / "heads.json") if state.is_dir() else None
+    with open_store(store, base) as objects:
+        entries = audit(objects, heads=heads).verify(expect_head=expect_head)
+        uri = objects.uri
+    lines = [
+        AuditLine(**entry.model_dump(exclude={"state", "nonce"}), digest=entry.digest)
+        for entry in reversed(entries[-limit:])
+    ]
+    for line in lines:
+        details = ", ".join(
+            f"{key} {_short(value)}" for key, value in line.details.items() if value or value == 0
+        )
+        output.result(
+            f"{line.number:>5}  {text.moment(line.time)}  {line.actor}  {line.action}  {line.subject}"
+            f"{f'  ({details})' if details else ''}"
+        )
+    head = entries[-1].digest if entries else None
+    output.result(
+        f"{len(entries)} entries in {uri}, the chain is whole; head sha256:{head}"
+        if head
+        else f"the audit log of {uri} is empty"
+    )
+    output.document(AuditDocument(store=uri, entries=tuple(lines), total=len(entries), head=head))
+
+
+def _short(value: object) -> str:
+    """Write a detail of an entry: digests by their beginning, the rest as JSON where it is no text."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _DIGEST.sub(lambda found: found[0][:12], text.partition("\n")[0])
 
 
 def _lines(runs: list[RunLine], releases: list[ReleaseLine]) -> list[str]:

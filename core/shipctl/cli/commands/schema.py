@@ -55,9 +55,9 @@ def _schema(name: str, output: Output) -> dict[str, Any]:
         return spec_schema(
             {name: stage.options_model.model_json_schema() for name, stage in survey.classes.items()}
         )
-    from shipctl.cli.documents import DOCUMENTS
+    from shipctl.cli.document_list import EVERY_DOCUMENT
 
-    if name not in DOCUMENTS:
-        message = f"there is no schema of {name!r}; there is one of spec, {', '.join(DOCUMENTS)}"
+    if name not in EVERY_DOCUMENT:
+        message = f"there is no schema of {name!r}; there is one of spec, {', '.join(EVERY_DOCUMENT)}"
         raise SpecError(message)
-    return DOCUMENTS[name].model_json_schema(mode="serialization", by_alias=True)
+    return EVERY_DOCUMENT[name].model_json_schema(mode="serialization", by_alias=True)

@@ -1,0 +1,178 @@
+"""The policy of a project: whose signatures count, and whether anything may be released without one.
+
+    apiVersion: shipctl.dev/v1
+    kind: Policy
+    signatures:
+      required: true
+      keys: [keys/release.pub]            # files beside the policy, or PEM text
+      certificates: [keys/root.pem]
+      identities: ["release@example.com"]
+
+It lies in the project's root as `shipctl-policy.yaml`, or where SHIPCTL_POLICY says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from shipctl.errors import SpecError
+from shipctl.evidence.certificates import load_certificates
+from shipctl.evidence.keys import PublicKey, read_key_file
+from shipctl.evidence.trust import Trust
+from shipctl.records import Record
+from shipctl.spec.fields import Text, Texts
+from shipctl.spec.problems import Problems, near
+from shipctl.spec.validation import add_validation_errors
+from shipctl.spec.yaml import Document, load_document
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+FILE = "shipctl-policy.yaml"
+VARIABLE = "SHIPCTL_POLICY"
+
+
+class SignaturePolicy(Record):
+    """`signatures` in a policy."""
+
+    required: bool = Field(True, strict=True, description="Whether only signed packages may be released.")
+    keys: Texts = Field(
+        (), description="Public keys that are trusted: PEM files relative to the policy, or PEM text."
+    )
+    certificates: Texts = Field((), description="Root certificates that are trusted, in the same way.")
+    identities: tuple[Text, ...] = Field(
+        (),
+        description="Patterns of the names that certificates must have (subject, e-mail, DNS name or URI).",
+    )
+
+
+class PolicyFile(Record):
+    """What stands in a policy's file."""
+
+    apiVersion: Literal["shipctl.dev/v1"] = Field(description="The version of this form.")  # noqa: N815
+    kind: Literal["Policy"] = Field(description="That it is a policy.")
+    signatures: SignaturePolicy | None = Field(
+        None, description="Who may sign; without it nothing has to be signed."
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy with its keys read."""
+
+    path: Path
+    required: bool
+    trust: Trust
+
+    @property
+    def name(self) -> str:
+        """Its file, for messages."""
+        return str(self.path)
+
+
+def find_policy(project: Path) -> Policy | None:
+    """Return the policy of the project whose root is ``project``: SHIPCTL_POLICY, or the file in it; None without one.
+
+    :raises SpecError: if it is wrong, or SHIPCTL_POLICY names a file that does not exist
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        return load_policy(Path(named))
+    path = project / FILE
+    # a link to nowhere is a policy that cannot be read, not none
+    return load_policy(path) if path.exists() or path.is_symlink() else None
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy and the keys that it names.
+
+    :raises SpecError: that tells everything that is wrong with it, by file, line and column
+    """
+    if not path.exists():
+        raise SpecError(
+            f"{path}: there is no such policy; name its file (`--policy`, {VARIABLE}), or write it"
+        )
+    document = load_document(path)
+    problems = Problems(document)
+    found = _validated(document, problems)
+    problems.raise_if_any()
+    signatures = found.signatures if found is not None else None
+    if signatures is None:
+        return Policy(path, required=False, trust=Trust())
+    trust = Trust(
+        keys=tuple(_keys(signatures.keys, path.parent, problems)),
+        roots=tuple(_roots(signatures.certificates, path.parent, problems)),
+        identities=signatures.identities,
+    )
+    problems.raise_if_any()
+    if signatures.required and not trust:
+        problems.add(
+            ("signatures",),
+            "signatures are required and nobody is trusted to make them; name a public key in 'keys', or a root "
+            "certificate in 'certificates'",
+            "key",
+        )
+    if signatures.identities and not trust.roots:
+        problems.add(
+            ("signatures", "identities"),
+            "identities are names in certificates, and no root certificate is trusted; add 'certificates'",
+            "key",
+        )
+    problems.raise_if_any()
+    return Policy(path, signatures.required, trust)
+
+
+def _validated(document: Document, problems: Problems) -> PolicyFile | None:
+    # the top level is looked at here, because in its own words the validation speaks of specs
+    data: dict[str, Any] = document.data
+    known = list(PolicyFile.model_fields)
+    for key in data:
+        if key not in known:
+            hint = near(key, known) or f"; it takes {', '.join(known)}"
+            problems.add((key,), f"{key!r} is not known in a policy{hint}", "key")
+    for key, value in (("apiVersion", "shipctl.dev/v1"), ("kind", "Policy")):
+        if key not in data:
+            problems.add((), f"{key!r} is missing; add '{key}: {value}'")
+        elif data[key] != value:
+            problems.add((key,), f"{key} must be {value!r}; write that")
+    if problems:
+        return None
+    try:
+        return PolicyFile.model_validate(data)
+    except ValidationError as exc:
+        add_validation_errors(problems, exc, PolicyFile, data)
+        return None
+
+
+def _keys(texts: Sequence[str], base: Path, problems: Problems) -> list[PublicKey]:
+    found = []
+    for index, text in enumerate(texts):
+        try:
+            found.append(PublicKey.load(*_pem(text, base, f"signatures.keys[{index}]")))
+        except SpecError as exc:
+            problems.add(("signatures", "keys", index), str(exc))
+    return found
+
+
+def _roots(texts: Sequence[str], base: Path, problems: Problems) -> list[Certificate]:
+    found: list[Certificate] = []
+    for index, text in enumerate(texts):
+        try:
+            found += load_certificates(*_pem(text, base, f"signatures.certificates[{index}]"))
+        except SpecError as exc:
+            problems.add(("signatures", "certificates", index), str(exc))
+    return found
+
+
+def _pem(text: str, base: Path, where: str) -> tuple[str | bytes, str]:
+    """Return PEM text and what to call it: the text itself, or that of the file it names."""
+    if "-----BEGIN" in text:
+        return text, where
+    path = base / Path(text).expanduser()
+    return read_key_file(path), str(path)

@@ -1,0 +1,1 @@
+"""What is written about a package beside its provenance: bill of materials, licences, requirements."""

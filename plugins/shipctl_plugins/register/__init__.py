@@ -1,0 +1,1 @@
+"""Packages are published to a store and registered, here and with others."""

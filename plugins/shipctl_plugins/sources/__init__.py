@@ -1,0 +1,1 @@
+"""Where models can come from beside files of the project."""

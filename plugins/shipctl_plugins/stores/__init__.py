@@ -1,0 +1,1 @@
+"""Where artifacts can be kept: folders and S3."""

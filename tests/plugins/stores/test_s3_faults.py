@@ -1,0 +1,676 @@
+"""What goes wrong between here and an S3 server: it is put right, or said in one sentence that helps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shipctl.errors import CorruptArtifactError, SpecError, StoreError
+from shipctl.spec.models import StoreSpec
+from shipctl_plugins._s3 import connection as s3_connection
+from shipctl_plugins._s3.faults import Retries
+from shipctl_plugins._s3.multipart import part_size_for
+from support_proxy import Proxy, proxy_to, s3_error
+from support_s3 import Certificates, S3Server, SmallParts, free_port, use
+
+MIB = 1 << 20
+PART = SmallParts.part_size
+Act = Callable[[SmallParts, Path], object]
+
+
+def put(store: SmallParts, source: Path, key: str = "blobs/file") -> None:
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    store.upload(key, source, sha256=digest, size=source.stat().st_size)
+
+
+def get(store: SmallParts, target: Path, size: int, key: str = "blobs/file") -> bytes:
+    store.download(key, target, size=size)
+    return target.read_bytes()
+
+
+def write_file(path: Path, size: int, seed: int = 0) -> Path:
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(tmp_path_factory.mktemp("small") / "small", 100_000)
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four parts, of which the last is short."""
+    return write_file(tmp_path_factory.mktemp("large") / "large", 3 * PART + 12345)
+
+
+@pytest.fixture
+def proxy(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    use(monkeypatch, moto)
+    with proxy_to(moto.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(moto: S3Server, proxy: Proxy, tmp_path: Path) -> Iterator[SmallParts]:
+    with SmallParts(moto.spec(endpoint=proxy.endpoint), tmp_path) as store:
+        store.write("there", b"there")
+        store.stat("not/there")  # now it knows that the bucket exists
+        proxy.reset()
+        yield store
+
+
+CALLS: dict[str, Act] = {
+    "stat": lambda store, _: store.stat("there"),
+    "list": lambda store, _: list(store.list("")),
+    "read": lambda store, _: store.read("there"),
+    "write": lambda store, _: store.write("new", b"new"),
+    "create": lambda store, _: store.create("new", b"new"),
+    "delete": lambda store, _: store.delete(["there"]),
+    "upload": lambda store, folder: put(store, write_file(folder / "file", 1000)),
+    "upload in parts": lambda store, folder: put(store, write_file(folder / "file", 2 * PART + 1)),
+    "download": lambda store, folder: get(store, folder / "back", 5, "there"),
+    "unfinished": lambda store, _: list(store.unfinished(older_than=0)),
+}
+
+
+# -- what passes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("fault", ["503", "502 page", "cut", "lost"])
+def test_every_call_is_repeated_after_a_passing_fault(
+    store: SmallParts, proxy: Proxy, tmp_path: Path, name: str, fault: str
+) -> None:
+    what: dict[str, dict[str, Any]] = {
+        "503": {"answer": (503, s3_error("SlowDown", "please reduce your request rate")), "times": 2},
+        "502 page": {"answer": (502, "<html>bad gateway"), "headers": {"Content-Type": "text/html"}},
+        "cut": {"cut_answer": 0},
+        "lost": {"drop_answer": True},
+    }
+    proxy.fault(**what[fault])
+    result = CALLS[name](store, tmp_path)
+    expected = {"read": b"there", "create": True, "download": b"there"}
+    assert result == expected.get(name, result)
+    assert proxy.faults[0].times == 0
+    present = {each.key: each.size for each in store.list("")}
+    assert present == {
+        **({} if name == "delete" else {"there": 5}),
+        **({"new": 3} if name in {"write", "create"} else {}),
+        **({"blobs/file": 1000} if name == "upload" else {}),
+        **({"blobs/file": 2 * PART + 1} if name == "upload in parts" else {}),
+    }
+
+
+def test_a_server_that_stays_away_is_named_with_the_reason(store: SmallParts, proxy: Proxy) -> None:
+    proxy.fault(answer=(503, s3_error("SlowDown", "please reduce your request rate")), times=99)
+    with pytest.raises(StoreError) as caught:
+        store.read("there")
+    assert str(caught.value) == (
+        f"cannot read {store.uri}/there: SlowDown: please reduce your request rate (tried 4 times in 0 s); "
+        f"check {proxy.endpoint} and run the same command again"
+    )
+    assert len(proxy.requests) == 4
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = S3Server(f"http://127.0.0.1:{free_port()}", "someone", "something")
+    use(monkeypatch, server)
+    spec = StoreSpec(uri="s3://models", endpoint=server.endpoint)
+    with SmallParts(spec, tmp_path) as store, pytest.raises(StoreError) as caught:
+        store.check()
+    assert str(caught.value) == (
+        f"cannot list s3://models/: Connection refused (tried 4 times in 0 s); "
+        f"check {server.endpoint} and run the same command again"
+    )
+
+
+def test_a_server_that_says_when_is_asked_again_then(
+    store: SmallParts, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("shipctl_plugins._s3.faults.time.sleep", waits.append)
+    proxy.fault(answer=(429, s3_error("TooManyRequests")), headers={"Retry-After": "7"})
+    assert store.read("there") == b"there"
+    assert waits == [7.0]
+
+
+def test_waits_grow_and_differ() -> None:
+    waits: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shipctl_plugins._s3.faults.time.sleep", waits.append)
+        from shipctl_plugins._s3.faults import Fault
+
+        for attempt in range(1, 7):
+            for _ in range(50):
+                Retries(first=0.2, longest=3).wait(attempt, Fault("SlowDown", passing=True))
+    longest = [max(waits[start : start + 50]) for start in range(0, 300, 50)]
+    bounds = [0.2, 0.4, 0.8, 1.6, 3, 3]
+    assert all(bound / 2 < seen <= bound for seen, bound in zip(longest, bounds, strict=True))
+    assert len(set(waits)) == 300
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    store: SmallParts, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.close()
+    monkeypatch.setattr(s3_connection, "_READ", 0.2)
+    proxy.fault("GET", delay=0.6)
+    assert store.read("there") == b"there"
+    assert len(proxy.requests) == 2
+
+
+# -- lost answers --------------------------------------------------------------------------------------------
+
+
+def test_a_create_whose_answer_was_lost_has_won(store: SmallParts, proxy: Proxy) -> None:
+    proxy.fault("PUT", drop_answer=True)
+    assert store.create("log/1", b"mine") is True
+    assert store.read("log/1") == b"mine"
+
+
+def test_a_create_that_never_arrived_and_then_lost_has_lost(store: SmallParts, proxy: Proxy) -> None:
+    store.write("log/1", b"theirs")
+    proxy.fault("PUT", cut_request=0)
+    assert store.create("log/1", b"mine") is False
+    assert store.read("log/1") == b"theirs"
+
+
+def test_equal_bytes_of_another_are_not_ours(store: SmallParts) -> None:
+    """Without a lost answer there is no doubt who was first."""
+    assert store.create("log/1", b"same") is True
+    assert store.create("log/1", b"same") is False
+
+
+def test_a_conflict_of_conditional_writes_is_tried_again(store: SmallParts, proxy: Proxy) -> None:
+    proxy.fault("PUT", answer=(409, s3_error("ConditionalRequestConflict")))
+    assert store.create("log/1", b"mine") is True
+
+
+def test_a_server_that_ignores_conditions_is_refused(store: SmallParts, proxy: Proxy) -> None:
+    proxy.fault("PUT", without="if-none-match", times=9)
+    with pytest.raises(StoreError) as caught:
+        store.create("log/1", b"mine")
+    assert str(caught.value) == (
+        f"cannot publish to {store.uri}: {proxy.endpoint} ignores conditional writes (If-None-Match), "
+        "so two publishers could replace each other's versions; update the server, or use another"
+    )
+
+
+def test_an_upload_whose_completion_was_not_answered_is_read_back(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    proxy.fault("POST", "uploadId=", drop_answer=True)
+    put(store, large)
+    assert len(proxy.seen("POST", "?uploads")) == 1, "it was sent twice"
+    assert proxy.bodies("PUT") == large.stat().st_size
+    assert get(store, tmp_path / "back", large.stat().st_size) == large.read_bytes()
+
+
+def test_a_completion_that_fails_behind_a_200_is_repeated(
+    store: SmallParts, proxy: Proxy, large: Path
+) -> None:
+    proxy.fault(
+        "POST", "uploadId=", answer=(200, s3_error("InternalError", "we encountered an internal error"))
+    )
+    put(store, large)
+    found = store.stat("blobs/file")
+    assert found is not None
+    assert found.size == large.stat().st_size
+
+
+def test_an_upload_that_somebody_else_gave_up_is_begun_anew(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    proxy.fault("PUT", "partNumber=2", answer=(404, s3_error("NoSuchUpload")))
+    put(store, large)
+    assert get(store, tmp_path / "back", large.stat().st_size) == large.read_bytes()
+
+
+def test_an_upload_that_is_always_given_up_fails(store: SmallParts, proxy: Proxy, large: Path) -> None:
+    proxy.fault("PUT", "partNumber=", answer=(404, s3_error("NoSuchUpload")), times=99)
+    with pytest.raises(StoreError) as caught:
+        put(store, large)
+    assert str(caught.value) == (
+        f"cannot upload {store.uri}/blobs/file: the upload was given up 3 times by somebody else; "
+        "look for a lifecycle rule of the bucket that aborts uploads, and run the same command again"
+    )
+
+
+def test_deleting_is_repeated_where_a_single_key_was_busy(store: SmallParts, proxy: Proxy) -> None:
+    busy = "<DeleteResult><Error><Key>there</Key><Code>SlowDown</Code><Message>wait</Message></Error></DeleteResult>"
+    proxy.fault("POST", "delete", answer=(200, busy))
+    store.delete(["there"])
+    assert list(store.list("")) == []
+
+
+def test_a_key_that_may_not_be_deleted_is_named(store: SmallParts, proxy: Proxy) -> None:
+    locked = "<Error><Key>there</Key><Code>AccessDenied</Code><Message>locked</Message></Error>"
+    proxy.fault("POST", "delete", answer=(200, f"<DeleteResult>{locked}</DeleteResult>"))
+    with pytest.raises(StoreError, match=re.escape("AccessDenied: locked (there)")):
+        store.delete(["there"])
+
+
+# -- parts and ranges ----------------------------------------------------------------------------------------
+
+
+def test_only_the_part_that_was_cut_is_sent_again(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    proxy.fault("PUT", "partNumber=2", cut_request=100_000)
+    put(store, large)
+    assert len(proxy.seen("PUT", "partNumber=")) == 5
+    assert proxy.bodies("PUT") <= large.stat().st_size + 100_000 + 65536
+    assert get(store, tmp_path / "back", large.stat().st_size) == large.read_bytes()
+
+
+def test_a_download_goes_on_where_it_was_cut(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shipctl_plugins._s3.download._PIECE", 50_000)
+    put(store, large)
+    proxy.reset()
+    proxy.fault("GET", cut_answer=70_000)
+    received: list[int] = []
+    store.download("blobs/file", tmp_path / "back", size=large.stat().st_size, moved=received.append)
+    assert (tmp_path / "back").read_bytes() == large.read_bytes()
+    assert sum(received) == large.stat().st_size
+    starts = sorted(
+        int(seen.headers["range"].removeprefix("bytes=").split("-")[0]) for seen in proxy.requests
+    )
+    assert len(starts) == 5
+    assert {0, PART, 2 * PART, 3 * PART} < set(starts)
+    (again,) = set(starts) - {0, PART, 2 * PART, 3 * PART}
+    assert again % PART == 50_000
+
+
+def test_a_download_that_fails_leaves_no_file(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    put(store, large)
+    proxy.fault("GET", cut_answer=10, times=99)
+    with pytest.raises(StoreError, match="cannot download"):
+        get(store, tmp_path / "back", large.stat().st_size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_of_another_size_says_so(store: SmallParts, tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        get(store, tmp_path / "back", 7, "there")
+    assert (
+        str(caught.value)
+        == f"{store.uri}/there has 5 bytes and not 7; somebody replaced it: publish it again"
+    )
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_published(store: SmallParts, tmp_path: Path) -> None:
+    source = write_file(tmp_path / "file", 3 * PART)
+
+    def change(_count: int) -> None:
+        with source.open("r+b") as stream:
+            stream.write(b"changed")
+
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    with pytest.raises(StoreError) as caught:
+        store.upload("blobs/file", source, sha256=digest, size=3 * PART, moved=change)
+    assert str(caught.value) == f"{source} changed while it was sent; run the same command again"
+    assert store.stat("blobs/file") is None
+
+
+@pytest.mark.parametrize("size", [1000, PART, 3 * PART])
+def test_a_file_that_is_not_what_its_digest_says_is_not_published(
+    store: SmallParts, proxy: Proxy, tmp_path: Path, size: int
+) -> None:
+    source = write_file(tmp_path / "file", size)
+    found = hashlib.sha256(source.read_bytes()).hexdigest()
+    with pytest.raises(CorruptArtifactError) as caught:
+        store.upload("blobs/file", source, sha256="0" * 64, size=size)
+    assert str(caught.value) == (
+        f"{source} is damaged: its digest is {found[:12]}… and not 000000000000…; make it again"
+    )
+    assert caught.value.digest == "0" * 64
+    assert store.stat("blobs/file") is None
+
+
+@pytest.mark.parametrize("gigabytes", [1, 100, 156, 157, 1000, 5000])
+def test_no_file_has_more_than_ten_thousand_parts(gigabytes: int) -> None:
+    size = gigabytes << 30
+    part = part_size_for(size, 16 * MIB)
+    assert -(-size // part) <= 10_000
+    assert part == 16 * MIB or (part % MIB == 0 and size / part > 9_000)
+
+
+# -- interrupted uploads -------------------------------------------------------------------------------------
+
+
+def interrupted(store: SmallParts, proxy: Proxy, source: Path, part: int) -> int:
+    """Upload with a connection that breaks at one part for good; return the bytes of the parts that arrived."""
+    broken = proxy.fault("PUT", f"partNumber={part}&", cut_request=1000, times=99)
+    with pytest.raises(StoreError, match="cannot upload"):
+        put(store, source)
+    proxy.faults.remove(broken)
+    whole = [seen for seen in proxy.seen("PUT", "partNumber=") if f"partNumber={part}&" not in seen.target]
+    assert all(seen.received == seen.length for seen in whole)
+    assert store.stat("blobs/file") is None
+    proxy.requests.clear()
+    return sum(seen.length for seen in whole)
+
+
+def test_an_interrupted_upload_goes_on_with_what_is_there(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    size = large.stat().st_size
+    arrived = interrupted(store, proxy, large, part=4)
+    assert arrived >= 2 * PART
+    with SmallParts(store.spec, tmp_path) as another:
+        put(another, large)
+        assert proxy.bodies("PUT") == size - arrived
+        assert proxy.seen("POST", "?uploads") == []
+        assert get(another, tmp_path / "back", size) == large.read_bytes()
+        assert list(another.unfinished(older_than=time.time() + 3600)) == []
+
+
+def test_parts_of_another_content_are_sent_again(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    interrupted(store, proxy, large, part=4)
+    changed = write_file(tmp_path / "changed", large.stat().st_size, seed=1)
+    put(store, changed)
+    assert proxy.bodies("PUT") == changed.stat().st_size
+    assert get(store, tmp_path / "back", changed.stat().st_size) == changed.read_bytes()
+
+
+def test_an_upload_in_other_parts_is_not_continued(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    interrupted(store, proxy, large, part=4)
+    (left,) = store.unfinished(older_than=time.time())
+    store.part_size = PART + 1000
+    put(store, large)
+    assert proxy.bodies("PUT") == large.stat().st_size
+    assert get(store, tmp_path / "back", large.stat().st_size) == large.read_bytes()
+    assert list(store.unfinished(older_than=time.time())) == [left], "somebody may be working on it right now"
+
+
+def test_an_upload_in_other_parts_that_nobody_works_on_is_given_up(
+    store: SmallParts, proxy: Proxy, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(store, proxy, large, part=4)
+    store.part_size = PART + 1000
+    monkeypatch.setattr("shipctl_plugins._s3.multipart._STALE", -1.0)
+    put(store, large)
+    assert list(store.unfinished(older_than=time.time())) == []
+
+
+def test_an_upload_of_a_longer_key_is_left_alone(store: SmallParts, proxy: Proxy, large: Path) -> None:
+    put_to = "blobs/file-of-another"
+    broken = proxy.fault("PUT", "partNumber=4&", cut_request=1000, times=99)
+    with pytest.raises(StoreError):
+        put(store, large, put_to)
+    proxy.faults.remove(broken)
+    proxy.requests.clear()
+    put(store, large)
+    assert proxy.bodies("PUT") == large.stat().st_size
+    (left,) = store.unfinished(older_than=time.time())
+    assert left.startswith(f"{put_to}?uploadId=")
+
+
+# -- what does not pass ----------------------------------------------------------------------------------------
+
+
+OURS = "the credentials from the environment (AWS_ACCESS_KEY_ID)"
+REFUSALS = {
+    (400, "ExpiredToken"): f"{OURS} have expired (ExpiredToken); get new ones and run the same command again",
+    (403, "InvalidAccessKeyId"): (
+        f"the server does not know {OURS} (InvalidAccessKeyId); check the access key and `endpoint:`"
+    ),
+    (403, "SignatureDoesNotMatch"): (
+        f"{OURS} are a secret key that is not the one of its access key (SignatureDoesNotMatch); correct them"
+    ),
+    (403, "AccessDenied"): (
+        f"{OURS} may not do this (AccessDenied); "
+        "check them, or ask for reading, writing and listing of bucket 'BUCKET'"
+    ),
+    (301, "PermanentRedirect"): "the bucket is in region eu-west-3; set `region: eu-west-3`",
+    (
+        400,
+        "KMS.DisabledException",
+    ): "KMS.DisabledException: injected; check `store:` and ask who runs ENDPOINT",
+}
+
+
+@pytest.mark.parametrize(("status", "code"), REFUSALS)
+@pytest.mark.parametrize("name", CALLS)
+def test_what_does_not_pass_is_said_at_once(
+    store: SmallParts, proxy: Proxy, tmp_path: Path, name: str, status: int, code: str
+) -> None:
+    headers = {"x-amz-bucket-region": "eu-west-3"} if code == "PermanentRedirect" else {}
+    proxy.fault(answer=(status, s3_error(code)), headers=headers, times=99)
+    with pytest.raises(StoreError) as caught:
+        CALLS[name](store, tmp_path)
+    said = REFUSALS[status, code].replace("BUCKET", store.bucket).replace("ENDPOINT", proxy.endpoint)
+    assert str(caught.value).startswith("cannot ")
+    assert str(caught.value).endswith(f": {said}")
+    assert len(proxy.requests) <= 2, "it was tried again"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_missing_bucket_is_said_at_once(moto: S3Server, proxy: Proxy, tmp_path: Path, name: str) -> None:
+    with SmallParts(StoreSpec(uri="s3://no-such-bucket/x", endpoint=proxy.endpoint), tmp_path) as store:
+        with pytest.raises(StoreError) as caught:
+            CALLS[name](store, tmp_path)
+        assert str(caught.value).endswith(
+            f": there is no bucket 'no-such-bucket' at {proxy.endpoint}; create it or correct `uri:`"
+        )
+        assert len(proxy.requests) <= 2
+
+
+def test_a_clock_that_is_wrong_is_said_with_the_difference(store: SmallParts, proxy: Proxy) -> None:
+    headers = {"Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))}
+    proxy.fault(answer=(403, s3_error("RequestTimeTooSkewed")), headers=headers)
+    with pytest.raises(StoreError) as caught:
+        store.read("there")
+    assert str(caught.value) == (
+        f"cannot read {store.uri}/there: this machine's clock is 60 min behind the server's (RequestTimeTooSkewed); "
+        "set the clock and run the same command again"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://", "s3:///prefix", "s3://a", "s3://bucket/a//b", "s3://bucket?x=1", "s3://bucket name"]
+)
+def test_a_uri_that_cannot_be_meant_is_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        SmallParts(StoreSpec(uri=uri), tmp_path)
+    assert str(caught.value) == f"store {uri!r} is not s3://bucket/prefix; correct `uri:`"
+
+
+def test_a_uri_with_a_secret_is_refused_without_showing_it(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        SmallParts(StoreSpec(uri="s3://key:geheim@bucket"), tmp_path)
+    assert str(caught.value) == "store 's3://…@bucket' is not s3://bucket/prefix; correct `uri:`"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["minio:9000", "ftp://minio", "http://minio/path", "http://u:geheim@minio"]
+)
+def test_an_endpoint_that_cannot_be_meant_is_refused(tmp_path: Path, endpoint: str) -> None:
+    with pytest.raises(SpecError, match=re.escape("is not http(s)://host:port")) as caught:
+        SmallParts(StoreSpec(uri="s3://bucket", endpoint=endpoint), tmp_path)
+    assert "geheim" not in str(caught.value)
+
+
+# -- a real server, which checks what it is told -----------------------------------------------------------------
+
+
+@pytest.fixture(params=["http", "https"])
+def real(
+    request: pytest.FixtureRequest,
+    rgw: S3Server,
+    authority: Certificates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[SmallParts, Proxy]]:
+    """A store behind a proxy in front of the gateway; the proxy ends TLS, so it can spoil what is in it."""
+    use(monkeypatch, rgw)
+    secure = request.param == "https"
+    with proxy_to(rgw.endpoint, tls=authority.context() if secure else None) as proxy:
+        more = {"ca": str(authority.authority)} if secure else {}
+        with SmallParts(rgw.spec(endpoint=proxy.endpoint, **more), tmp_path) as store:
+            store.part_size = 256 * 1024
+            yield store, proxy
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+class TestRealServer:
+    @pytest.mark.parametrize("size", [100_000, 400_000, 1_000_000])
+    def test_bytes_that_were_damaged_on_the_way_are_sent_again(
+        self, real: tuple[SmallParts, Proxy], tmp_path: Path, size: int
+    ) -> None:
+        store, proxy = real
+        source = write_file(tmp_path / "file", size)
+        fault = proxy.fault("PUT", flip_request=77, times=2)
+        put(store, source)
+        assert fault.times == 0
+        assert len(proxy.seen("PUT")) == 2 + max(
+            1, -(-size // store.part_size) if size > 2 * store.part_size else 1
+        )
+        assert get(store, tmp_path / "back", size) == source.read_bytes()
+
+    def test_small_objects_that_were_damaged_on_the_way_are_sent_again(
+        self, real: tuple[SmallParts, Proxy]
+    ) -> None:
+        store, proxy = real
+        fault = proxy.fault("PUT", flip_request=3, times=2)
+        assert store.create("log/1", b"some text") is True
+        store.write("log/2", b"other text")
+        assert fault.times == 0
+        assert (store.read("log/1"), store.read("log/2")) == (b"some text", b"other text")
+
+    def test_bytes_that_are_always_damaged_are_never_stored(
+        self, real: tuple[SmallParts, Proxy], tmp_path: Path
+    ) -> None:
+        store, proxy = real
+        proxy.fault("PUT", flip_request=77, times=99)
+        with pytest.raises(StoreError) as caught:
+            put(store, write_file(tmp_path / "file", 100_000))
+        assert str(caught.value) == (
+            f"cannot upload {store.uri}/blobs/file: the server got other bytes than were sent, 4 times "
+            "(XAmzContentSHA256Mismatch); check the file and the network between here and there"
+        )
+        assert store.stat("blobs/file") is None
+
+    def test_an_interrupted_upload_goes_on_with_what_is_there(
+        self, real: tuple[SmallParts, Proxy], tmp_path: Path
+    ) -> None:
+        store, proxy = real
+        source = write_file(tmp_path / "file", 5_000_000)
+        arrived = interrupted(store, proxy, source, part=9)
+        assert arrived >= 8 * store.part_size
+        put(store, source)
+        assert proxy.bodies("PUT") == 5_000_000 - arrived
+        assert proxy.seen("POST", "?uploads") == []
+        assert get(store, tmp_path / "back", 5_000_000) == source.read_bytes()
+
+    @pytest.mark.parametrize("lost", ["POST", "PUT"])
+    def test_lost_answers_do_no_harm(self, real: tuple[SmallParts, Proxy], tmp_path: Path, lost: str) -> None:
+        store, proxy = real
+        source = write_file(tmp_path / "file", 1_000_000)
+        proxy.fault(lost, "uploadId=", drop_answer=True)
+        put(store, source)
+        proxy.fault("PUT", "log/1", drop_answer=True)
+        assert store.create("log/1", b"mine") is True
+        assert get(store, tmp_path / "back", 1_000_000) == source.read_bytes()
+        assert list(store.unfinished(older_than=time.time() + 3600)) == []
+
+
+@pytest.fixture
+def direct(rgw: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallParts]:
+    use(monkeypatch, rgw)
+    with SmallParts(rgw.spec(), tmp_path) as store:
+        store.part_size = 256 * 1024
+        yield store
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+class TestRefusals:
+    @pytest.mark.parametrize("name", CALLS)
+    def test_a_wrong_secret(
+        self, direct: SmallParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+        with pytest.raises(StoreError) as caught:
+            CALLS[name](direct, tmp_path)
+        assert str(caught.value).endswith(
+            f": {OURS} are a secret key that is not the one of its access key (SignatureDoesNotMatch); correct them"
+        )
+        assert "geheim" not in str(caught.value)
+
+    def test_an_unknown_access_key(self, direct: SmallParts, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODY")
+        with pytest.raises(
+            StoreError, match=re.escape("(InvalidAccessKeyId); check the access key and `endpoint:`")
+        ):
+            direct.check()
+
+    @pytest.mark.parametrize("hours", [-1, 1])
+    def test_a_wrong_clock(self, direct: SmallParts, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+        monkeypatch.setattr("minio.time.utcnow", lambda: datetime.now(UTC) + timedelta(hours=hours))
+        calls: list[Callable[[], object]] = [
+            direct.check,
+            lambda: direct.write("x", b"x"),
+            lambda: direct.stat("x"),
+        ]
+        for call in calls:
+            with pytest.raises(StoreError, match=re.escape("(RequestTimeTooSkewed); set the clock")):
+                call()
+
+    def test_a_killed_upload_is_continued_by_another_process(
+        self, rgw: S3Server, direct: SmallParts, tmp_path: Path
+    ) -> None:
+        source = write_file(tmp_path / "file", 8_000_000)
+        with proxy_to(rgw.endpoint) as proxy:
+            proxy.fault("PUT", "partNumber=", delay=0.1, times=999)
+            script = (
+                "import sys, hashlib, pathlib\n"
+                "from support_s3 import SmallParts\n"
+                "from shipctl.spec.models import StoreSpec\n"
+                "uri, endpoint, path = sys.argv[1:]\n"
+                "store = SmallParts(StoreSpec(uri=uri, endpoint=endpoint, region='us-east-1'), pathlib.Path('.'))\n"
+                "store.part_size, store.threads, data = 262144, 2, pathlib.Path(path).read_bytes()\n"
+                "digest = hashlib.sha256(data).hexdigest()\n"
+                "store.upload('blobs/file', pathlib.Path(path), sha256=digest, size=len(data))\n"
+            )
+            tests = str(Path(__file__).parents[2])
+            process = subprocess.Popen(
+                [sys.executable, "-c", script, direct.uri, proxy.endpoint, str(source)],
+                env={**os.environ, "PYTHONPATH": tests},
+            )
+            until = time.monotonic() + 60
+            while len(proxy.seen("PUT", "partNumber=")) < 8 and time.monotonic() < until:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert direct.stat("blobs/file") is None
+        with (
+            proxy_to(rgw.endpoint) as proxy,
+            SmallParts(direct.spec.model_copy(update={"endpoint": proxy.endpoint}), tmp_path) as store,
+        ):
+            store.part_size = 256 * 1024
+            put(store, source)
+            assert proxy.bodies("PUT") <= 8_000_000 - 5 * store.part_size
+            assert get(store, tmp_path / "back", 8_000_000) == source.read_bytes()

@@ -1,0 +1,109 @@
+"""A stage that makes a package in no time, and a release of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from shipctl import (
+    Phase,
+    ReleaseContext,
+    ReleaseStage,
+    ReleaseState,
+    Serving,
+    Stage,
+    StageContext,
+    StageOutputs,
+    Step,
+)
+from shipctl.stages.artifacts import ModelPackage
+from shipctl.stages.base import StageInputs
+from shipctl.testing.samples import SIGNATURE
+from shipctl_test_stages.artifacts import Thing
+from shipctl_test_stages.basic import Labelled, NoInputs
+from shipctl_test_stages.tracing import kill_point, trace
+
+
+class Options(Labelled):
+    """What is inside."""
+
+    text: str = Field(default="weights", description="The content of the model.")
+
+
+class Outputs(StageOutputs):
+    """A package, and what is in it."""
+
+    package: ModelPackage
+    thing: Thing
+
+
+class MakePackage(Stage[Options, NoInputs, Outputs]):
+    """Make a package around a text, under the name and version of the spec."""
+
+    api_version = 1
+    isolation = "inline"
+    reads = ("metadata",)
+
+    def run(self, inputs: NoInputs, ctx: StageContext) -> Outputs:
+        from support_signing import MODEL, make_package
+
+        self.options.began()
+        name, version = str(ctx.objectives.metadata["name"]), str(ctx.objectives.metadata["version"])
+        extra = {"model/thing.txt": self.options.text.encode()}
+        folder = make_package(ctx.workdir / "package", name, version, provenance=False, extra=extra)
+        thing = ctx.workdir / "thing.txt"
+        thing.write_text(self.options.text)
+        package = ModelPackage.at(folder, name=name, version=version, model=MODEL, signature=SIGNATURE)
+        return Outputs(package=package, thing=Thing.at(thing))
+
+
+class DeployInputs(StageInputs):
+    """A thing, and perhaps the package that it is from."""
+
+    thing: Thing
+    package: ModelPackage | None = None
+
+
+class State(ReleaseState):
+    """What served before."""
+
+    before: str | None = Field(default=None, description="The revision that served before.")
+
+
+class PackageDeploy(ReleaseStage[Labelled, DeployInputs, State]):
+    """Serve a thing by writing down its revision."""
+
+    api_version = 1
+
+    def target(self) -> str:
+        return "desk"
+
+    def in_place(self, inputs: DeployInputs, ctx: ReleaseContext) -> bool:
+        return self._serving(ctx) == ctx.revision
+
+    def step(self, state: State, inputs: DeployInputs, ctx: ReleaseContext) -> tuple[State, Step]:
+        kill_point("before deploy")
+        trace(f"deploy {ctx.version}")
+        place = ctx.target_dir / "serving"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(ctx.revision)
+        return state, Step(phase=Phase.DONE, message=f"{ctx.version} serves")
+
+    def abort(self, state: State, inputs: DeployInputs, ctx: ReleaseContext) -> tuple[State, Step]:
+        return state, Step(phase=Phase.REJECTED, message=f"{ctx.version} does not serve")
+
+    def status(self, ctx: ReleaseContext) -> Sequence[Serving]:
+        return ()
+
+    def down(self, ctx: ReleaseContext) -> Sequence[str]:
+        place = ctx.target_dir / "serving"
+        if not place.exists():
+            return ()
+        place.unlink()
+        return ("the desk was cleared",)
+
+    @staticmethod
+    def _serving(ctx: ReleaseContext) -> str | None:
+        place = ctx.target_dir / "serving"
+        return place.read_text() if place.exists() else None
