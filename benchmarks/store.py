@@ -32,13 +32,16 @@ sys.path.insert(0, str(environments.ROOT / "tests"))
 
 from support_s3 import NoServerError, S3Server, gateway
 
-CLIENTS = ("shipctl", "minio", "boto3", "aws")
+CLIENTS = ("shipctl", "minio", "minio, tuned", "boto3", "aws")
 WORKER = Path(__file__).with_name("store_clients.py")
 TIMEOUT = 600.0
 _BLOCK = 4 << 20
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 _SHARED = 10
 """One file of so many is new in a second version."""
+_LESS = 9
+_PEAK = 200
+"""MB."""
 File = tuple[str, str, int]
 
 
@@ -84,6 +87,10 @@ class Bench:
 
     def measure(self, loads: Sequence[Load], rounds: int) -> None:
         """Measure every client with every load in every round, beginning with another client each time."""
+        # The first bytes that a new server gets take several times as long: it makes its pools and files.
+        self._one(loads[0], "minio")
+        self._one(loads[-1], "minio")
+        self.samples.clear()
         clients = [client for client in CLIENTS if client != "aws" or self.aws]
         for number in range(rounds):
             for load in loads:
@@ -220,7 +227,7 @@ def _write(path: Path, size: int, seed: int) -> File:
 def _loads(folder: Path, size: int, count: int, each: int) -> Iterator[Load]:
     """Make the files, and put them into shipctl's local store, where a pipeline would have left them."""
     yield Load("one", f"1 × {_shown(size)}", [_write(folder / "one" / "model.bin", size, 0)], None)
-    for name, number, bytes_each in (("ten", _SHARED, size // _SHARED), ("many", count, each)):
+    for name, number, bytes_each in (("ten", _SHARED, size // (2 * _SHARED)), ("many", count, each)):
         first = [_write(folder / name / f"{item:05d}", bytes_each, 1 + item) for item in range(number)]
         new = [
             _write(folder / f"{name}-new" / f"{item:05d}", bytes_each, 1_000_000 + item)
@@ -317,16 +324,17 @@ def _targets(bench: Bench, loads: Sequence[Load]) -> Iterator[tuple[str, float |
             yield text, figure, figure is not None and figure >= least
         if load.second is not None:
             figure = ratio(load, "second", "minio", sent)
-            yield (
-                f"{load.title}: second version sends a ninth or less",
-                figure,
-                figure is not None and figure >= 9,
-            )
+            text = f"{load.title}: second version sends at most 1/{_LESS} of what minio sends"
+            yield text, figure, figure is not None and figure >= _LESS
     peaks = [
         sample.peak / 1e6 for key, all_of in bench.samples.items() if key[2] == "shipctl" for sample in all_of
     ]
     peak = max(peaks, default=None)
-    yield "peak memory of shipctl, MB, at most 200 whatever the size", peak, peak is not None and peak <= 200  # noqa: PLR2004
+    yield (
+        f"peak memory of shipctl at most {_PEAK} MB, whatever the size",
+        peak,
+        peak is not None and peak <= _PEAK,
+    )
 
 
 def main() -> None:

@@ -21,15 +21,20 @@ if TYPE_CHECKING:
         StalePlanError,
         StoreError,
         UnavailableError,
+        VerificationError,
     )
     from shipctl.signature import Signature, TensorSpec
     from shipctl.spec import Duration, LoadedSpec, Percentage, Rate, Size, load_spec
+    from shipctl.spec.fields import ProjectFile
+    from shipctl.spec.models import StoreSpec
     from shipctl.stages import events
     from shipctl.stages.artifacts import (
         Artifact,
         Dataset,
         FileEntry,
+        ModelPackage,
         OnnxModel,
+        PackageArchive,
         Report,
         TorchModel,
         TritonRepository,
@@ -51,6 +56,9 @@ if TYPE_CHECKING:
     from shipctl.stages.context import (
         CheckContext,
         JudgeContext,
+        Lineage,
+        LineageNode,
+        LineageSource,
         Objectives,
         ReleaseContext,
         StageContext,
@@ -58,6 +66,8 @@ if TYPE_CHECKING:
     )
     from shipctl.stages.hookspecs import hookimpl
     from shipctl.stages.verdicts import Outcome, Verdict, compare
+    from shipctl.store.objects import ObjectInfo, ObjectStore
+    from shipctl.store.sources import ModelSource, Resolved
 
 __version__ = "0.1.0"
 
@@ -67,34 +77,41 @@ _HOMES = {
     "shipctl.engine.plan": ["Plan", "make_plan", "read_plan"],
     "shipctl.errors": [
         "GateError", "PluginError", "ShipctlError", "SpecError", "StageError", "StalePlanError", "StoreError",
-        "UnavailableError",
+        "UnavailableError", "VerificationError",
     ],
     "shipctl.signature": ["Signature", "TensorSpec"],
     "shipctl.spec": ["Duration", "LoadedSpec", "Percentage", "Rate", "Size", "load_spec"],
     "shipctl.stages.events": ["events"],
+    "shipctl.spec.fields": ["ProjectFile"],
+    "shipctl.spec.models": ["StoreSpec"],
     "shipctl.stages.artifacts": [
-        "Artifact", "Dataset", "FileEntry", "OnnxModel", "Report", "TorchModel", "TritonRepository",
+        "Artifact", "Dataset", "FileEntry", "ModelPackage", "OnnxModel", "PackageArchive", "Report", "TorchModel",
+        "TritonRepository",
     ],
     "shipctl.stages.base": [
         "API_VERSION", "Bound", "NoOptions", "Phase", "ReleaseStage", "ReleaseState", "Serving", "Stage", "StageInputs",
         "StageOptions", "StageOutputs", "Step",
     ],
     "shipctl.stages.context": [
-        "CheckContext", "JudgeContext", "Objectives", "ReleaseContext", "StageContext", "Upstream",
+        "CheckContext", "JudgeContext", "Lineage", "LineageNode", "LineageSource", "Objectives", "ReleaseContext",
+        "StageContext", "Upstream",
     ],
     "shipctl.stages.hookspecs": ["hookimpl"],
     "shipctl.stages.verdicts": ["Outcome", "Verdict", "compare"],
+    "shipctl.store.objects": ["ObjectInfo", "ObjectStore"],
+    "shipctl.store.sources": ["ModelSource", "Resolved"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "API_VERSION", "Artifact", "Bound", "CheckContext", "Dataset", "Duration", "FileEntry", "GateError", "Hooks",
-    "JudgeContext", "LoadedSpec", "NoOptions", "Objectives", "OnnxModel", "Outcome", "Percentage", "Phase", "Plan",
-    "PluginError", "Rate", "ReleaseContext", "ReleaseStage", "ReleaseState", "Report", "RunResult", "Serving",
-    "ShipctlError", "Signature", "Size", "SpecError", "Stage", "StageContext", "StageError", "StageInputs",
-    "StageOptions", "StageOutputs", "StalePlanError", "Step", "StoreError", "TensorSpec", "TorchModel",
-    "TritonRepository", "UnavailableError", "Upstream", "Verdict", "__version__", "apply", "compare", "events",
-    "hookimpl", "load_spec", "make_plan", "read_plan",
+    "JudgeContext", "Lineage", "LineageNode", "LineageSource", "LoadedSpec", "ModelPackage", "ModelSource",
+    "NoOptions", "ObjectInfo", "ObjectStore", "Objectives", "OnnxModel", "Outcome", "PackageArchive", "Percentage",
+    "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage", "ReleaseState", "Report",
+    "Resolved", "RunResult", "Serving", "ShipctlError", "Signature", "Size", "SpecError", "Stage", "StageContext",
+    "StageError", "StageInputs", "StageOptions", "StageOutputs", "StalePlanError", "Step", "StoreError", "StoreSpec",
+    "TensorSpec", "TorchModel", "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError",
+    "__version__", "apply", "compare", "events", "hookimpl", "load_spec", "make_plan", "read_plan",
 ]  # fmt: skip
 
 

@@ -359,8 +359,11 @@ def test_no_key_is_overwritten(project: SampleProject, call: Call, existing: str
     assert (project.root / existing).read_text() == "precious"
 
 
-def test_a_folder_that_is_not_there_is_told(call: Call) -> None:
-    assert (
-        "cannot write gone/key: No such file or directory; choose another path"
-        in call("keygen", "gone/key").stderr
-    )
+def test_a_folder_for_keys_is_made_for_its_owner_alone(project: SampleProject, call: Call) -> None:
+    assert call("keygen", "keys/release.key").exit_code == 0
+    assert stat.S_IMODE((project.root / "keys").stat().st_mode) == 0o700
+
+
+def test_a_place_that_cannot_be_written_to_is_told(project: SampleProject, call: Call) -> None:
+    project.write({"file": ""})
+    assert "cannot write file/key: Not a directory; choose another path" in call("keygen", "file/key").stderr

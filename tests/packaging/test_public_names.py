@@ -15,12 +15,15 @@ PUBLIC = {
     "apply", "make_plan", "read_plan", "load_spec", "LoadedSpec", "Plan", "RunResult", "Hooks",
     # stages
     "API_VERSION", "Stage", "StageOptions", "StageInputs", "StageOutputs", "NoOptions", "Bound",
-    "CheckContext", "StageContext", "JudgeContext", "Objectives", "Upstream",
+    "CheckContext", "StageContext", "JudgeContext", "Objectives", "Upstream", "ProjectFile",
+    "Lineage", "LineageNode", "LineageSource",
     # release stages
     "ReleaseStage", "ReleaseState", "ReleaseContext", "Phase", "Step", "Serving",
     # artifacts
     "Artifact", "Dataset", "FileEntry", "OnnxModel", "Report", "Signature", "TensorSpec", "TorchModel",
-    "TritonRepository",
+    "TritonRepository", "ModelPackage", "PackageArchive",
+    # stores and sources
+    "ObjectStore", "ObjectInfo", "StoreSpec", "ModelSource", "Resolved",
     # units
     "Duration", "Percentage", "Rate", "Size",
     # gates
@@ -29,7 +32,7 @@ PUBLIC = {
     "hookimpl", "events",
     # errors
     "ShipctlError", "SpecError", "PluginError", "StageError", "StoreError", "GateError", "StalePlanError",
-    "UnavailableError",
+    "UnavailableError", "VerificationError",
     "__version__",
 }  # fmt: skip
 

@@ -85,6 +85,7 @@ class Release:
         self._inputs = inputs
         self.revision = revision
         self.target = stage.target()
+        self.serves = type(stage).serves
         self._target_dir = pipeline.project.targets / self.target
         self._records = FileRecords(self._target_dir, pipeline.name, node.spec.id)
 
@@ -388,7 +389,7 @@ class Release:
 
     def _refer(self, coming: ReleaseRecord | None, auditor: Auditor) -> None:
         """Tell the store what this target needs: what serves, what is coming, what it would go back to."""
-        if not type(self._stage).serves:
+        if not self.serves:
             return
         records = self.records()
         needed = [item for item in (records.stable, coming, *records.way_back()[:1]) if item is not None]

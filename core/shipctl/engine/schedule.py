@@ -274,7 +274,8 @@ class Schedule:
         stages = self._walk.stages_scope() if self._pipeline.options[node.id].later else {}
         release = Release.of(self._pipeline, node, ready, self._executor.secrets, stages)
         if release.in_place():
-            return NodeEnd("in-place", f"{self._pipeline.version} serves on {release.target}")
+            what = "serves" if release.serves else "is in place"
+            return NodeEnd("in-place", f"{self._pipeline.version} {what} on {release.target}")
         approval = node.spec.approval
         if approval is not None and approval.required:
             roles = " or ".join(approval.roles) or "anybody whom the policy names"

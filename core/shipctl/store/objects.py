@@ -11,9 +11,11 @@ from is seen by every later call, whoever makes it.
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -154,6 +156,12 @@ def scheme_of(uri: str) -> str:
     return head.lower() if separator else "file"
 
 
+@cache
+def _installed(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the store plugins that this ``sys.path`` holds; a process looks for them once."""
+    return tuple(entry_points(group=STORE_GROUP))
+
+
 def open_store(spec: StoreSpec, base: Path) -> ObjectStore:
     """Return the store that a spec names. Only the plugin of its scheme is imported; nothing is connected yet.
 
@@ -161,9 +169,10 @@ def open_store(spec: StoreSpec, base: Path) -> ObjectStore:
     :raises PluginError: if the plugin does not work
     """
     scheme = scheme_of(spec.uri)
-    points = [point for point in entry_points(group=STORE_GROUP) if point.name == scheme]
+    installed = _installed(tuple(sys.path))
+    points = [point for point in installed if point.name == scheme]
     if not points:
-        known = ", ".join(sorted({point.name for point in entry_points(group=STORE_GROUP)}))
+        known = ", ".join(sorted({point.name for point in installed}))
         message = (
             f"cannot open the store {spec.uri!r}: no plugin for {scheme}:// is installed; there are {known}"
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -77,17 +80,27 @@ class Source:
         """Return a part of it."""
         return Slice(self.descriptor, offset, size)
 
-    def verify(self, sha256: str, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Read the file and compare its digest (hex). Returns early, without a word, once it is ``stopped``.
+    @contextmanager
+    def verifying(self, sha256: str) -> Iterator[Callable[[], None]]:
+        """Read the whole file in a thread of its own; what is yielded waits for the end of that.
 
-        :raises CorruptArtifactError: if it is another one
+        It raises CorruptArtifactError if the digest (hex) is another one. Leaving the block ends the thread.
         """
-        found = hashlib.sha256()
-        for block in self.part(0, self.size).blocks():
-            if stopped():
-                return
-            found.update(block)
-        self.compare(found.hexdigest(), sha256)
+        stopped = threading.Event()
+
+        def verify() -> None:
+            found = hashlib.sha256()
+            for block in self.part(0, self.size).blocks():
+                if stopped.is_set():
+                    return
+                found.update(block)
+            self.compare(found.hexdigest(), sha256)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="s3-verify") as thread:
+            try:
+                yield thread.submit(verify).result
+            finally:
+                stopped.set()
 
     def compare(self, found: str, sha256: str) -> None:
         """Compare the digest that was found with the one that the file should have.

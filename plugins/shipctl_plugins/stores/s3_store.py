@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -227,22 +227,17 @@ class S3Store(ObjectStore):
     def _send_parts(self, key: str, source: Source, sha256: str, moved: Moved) -> None:
         """Send a large file; it is read as a whole meanwhile, since the digests of its parts say nothing about it."""
         part_size = part_size_for(source.size, self.part_size)
-        stop = threading.Event()
-        reading = self._threads.submit(source.verify, sha256, stop.is_set)
-        try:
+        multipart = self._multipart(key)
+        with source.verifying(sha256) as verified:
             for _ in range(_BEGINNINGS):
                 try:
-                    multipart = self._multipart(key)
-                    multipart.upload(self._prefix + key, source, part_size, moved, verified=reading.result)
+                    multipart.upload(self._prefix + key, source, part_size, moved, verified=verified)
                 except VanishedError:
                     # Completed: by us, though the answer was lost, or by another publisher of the same file.
                     if self._holds(key, sha256, source.size):
                         return
                 else:
                     return
-        finally:
-            stop.set()
-            wait([reading])
         message = (
             f"cannot upload {self.uri}/{key}: the upload was given up {_BEGINNINGS} times by somebody else; "
             "look for a lifecycle rule of the bucket that aborts uploads, and run the same command again"

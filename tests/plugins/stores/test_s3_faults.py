@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -414,6 +415,18 @@ def test_an_upload_in_other_parts_that_nobody_works_on_is_given_up(
     assert list(store.unfinished(older_than=time.time())) == []
 
 
+def test_a_list_of_uploads_that_does_not_say_how_it_goes_on_is_followed_all_the_same(
+    store: SmallParts, proxy: Proxy
+) -> None:
+    begun = "<Initiated>2020-01-01T00:00:00.000Z</Initiated>"
+    entry = f"<Upload><Key>first</Key><UploadId>1</UploadId>{begun}</Upload>"
+    page = f"<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>{entry}</ListMultipartUploadsResult>"
+    proxy.fault("GET", "uploads", answer=(200, page), times=2)
+    assert list(store.unfinished(older_than=time.time())) == ["first?uploadId=1"]
+    assert "key-marker=first&upload-id-marker=1" in proxy.requests[1].target
+    assert len(proxy.requests) == 2, "a page of nothing new is no reason to go on for ever"
+
+
 def test_an_upload_of_a_longer_key_is_left_alone(store: SmallParts, proxy: Proxy, large: Path) -> None:
     put_to = "blobs/file-of-another"
     broken = proxy.fault("PUT", "partNumber=4&", cut_request=1000, times=99)
@@ -607,7 +620,7 @@ def direct(rgw: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.mark.slow
 @pytest.mark.s3
-class TestRefusals:
+class TestGateway:
     @pytest.mark.parametrize("name", CALLS)
     def test_a_wrong_secret(
         self, direct: SmallParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -638,6 +651,31 @@ class TestRefusals:
         for call in calls:
             with pytest.raises(StoreError, match=re.escape("(RequestTimeTooSkewed); set the clock")):
                 call()
+
+    def test_an_upload_of_more_parts_than_a_page_names_goes_on(
+        self, rgw: S3Server, direct: SmallParts, tmp_path: Path
+    ) -> None:
+        direct.part_size = 1024
+        source = write_file(tmp_path / "file", 1100 * 1024)
+        with proxy_to(rgw.endpoint) as proxy:
+            spec = direct.spec.model_copy(update={"endpoint": proxy.endpoint})
+            with SmallParts(spec, tmp_path) as store:
+                store.part_size = 1024
+                arrived = interrupted(store, proxy, source, part=1100)
+                assert arrived > 1050 * 1024
+                put(store, source)
+                assert proxy.bodies("PUT") == source.stat().st_size - arrived
+
+    def test_more_unfinished_uploads_than_a_page_names_are_all_found(self, direct: SmallParts) -> None:
+        names = {f"many/{number:04d}" for number in range(1005)}
+        begin = direct._connection.aws.create_multipart_upload
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda name: begin(Bucket=direct.bucket, Key=name), names))
+            found = list(direct.unfinished(older_than=time.time() + 3600))
+            assert {name.partition("?")[0] for name in found} == names
+            assert len(found) == len(names)
+            list(threads.map(direct.discard, found))
+        assert list(direct.unfinished(older_than=time.time() + 3600)) == []
 
     def test_a_killed_upload_is_continued_by_another_process(
         self, rgw: S3Server, direct: SmallParts, tmp_path: Path

@@ -76,6 +76,7 @@ def _password(file: Path | None) -> str | None:
 
 def _create(path: Path, data: bytes, mode: int) -> None:
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except OSError as exc:
         raise SpecError(f"cannot write {path}: {exc.strerror}; choose another path") from None
