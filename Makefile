@@ -72,7 +72,7 @@ test: $(DEVELOPMENT) ## Run every test that this machine can run, with coverage.
 
 .PHONY: test-fast
 test-fast: $(DEVELOPMENT) ## Run the quick tests: no PyTorch, no server, nothing slow. Less than a minute.
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not triton and not torch" $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not triton and not torch and not s3 and not mlflow" $(ARGS)
 
 .PHONY: lint
 lint: $(DEVELOPMENT) ## Check style, format, types, and who imports whom.

@@ -64,6 +64,7 @@ def test_a_broken_plugin_hides_no_other(project: SampleProject, call: Call, bad_
     assert any(line.startswith("light-copy ") for line in result.lines)
 
 
+@pytest.mark.slow
 def test_check_names_what_is_wrong_and_exits_with_3(
     project: SampleProject, call: Call, bad_plugins: None
 ) -> None:
@@ -89,6 +90,7 @@ def test_check_of_one_stage(project: SampleProject, call: Call, bad_plugins: Non
     assert result.document["stages"][0]["kind"] == "broken"
 
 
+@pytest.mark.slow
 def test_all_installed_stages_pass_their_check(project: SampleProject, call: Call) -> None:
     result = call("stages", "check", "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

@@ -142,6 +142,7 @@ def expiring(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> Issued:
     return leaf
 
 
+@pytest.mark.slow
 def test_an_expired_certificate_stops_a_release_and_never_a_rollback(
     project: EngineProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from shipctl_plugins._s3.multipart import part_size_for
 from support_proxy import Proxy, proxy_to, s3_error
 from support_s3 import Certificates, S3Server, SmallParts, free_port, use
 
+pytestmark = pytest.mark.slow
 MIB = 1 << 20
 PART = SmallParts.part_size
 Act = Callable[[SmallParts, Path], object]
