@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from shipctl_plugins._triton.environment import ensure_server_environment
+from shipctl_plugins._triton.server import TritonServer
 from support_models import write_second_version
-from support_s3 import S3Server
+from support_s3 import S3Server, use
 
 pytestmark = [
     pytest.mark.triton,
@@ -102,8 +104,44 @@ def objects(rgw: S3Server, bucket: str) -> Any:
     )
 
 
+@pytest.fixture
+def golden() -> dict[str, Any]:
+    import numpy as np
+
+    with np.load(SPECS / "data" / "digits-golden.npz") as arrays:
+        return dict(arrays)
+
+
+def served_from_bucket(rgw: S3Server, uri: str, folder: Path, golden: dict[str, Any]) -> list[int]:
+    """Return the classes that a Triton server gives, which knows nothing but the bucket."""
+    import tritonclient.http
+
+    place = uri.removeprefix("s3://")
+    server = TritonServer.start(
+        ensure_server_environment(print),
+        repository=folder / "none",
+        folder=folder,
+        models=["digits"],
+        bound=True,
+        arguments=[f"--model-repository=s3://{rgw.endpoint}/{place}"],
+    )
+    try:
+        client = tritonclient.http.InferenceServerClient(server.endpoints["http"].removeprefix("http://"))
+        image = tritonclient.http.InferInput("image", list(golden["image"].shape), "FP32")
+        image.set_data_from_numpy(golden["image"])
+        classes = client.infer("digits", [image]).as_numpy("logits").argmax(axis=1)
+        client.close()
+        return [int(item) for item in classes]
+    finally:
+        server.stop()
+
+
 def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
-    runner: Callable[[str], Runner], rgw: S3Server, bucket: str
+    runner: Callable[[str], Runner],
+    rgw: S3Server,
+    bucket: str,
+    golden: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # One machine builds and publishes.
     ci = runner("ci")
@@ -123,6 +161,13 @@ def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
     assert [serving["healthy"] for serving in target["serving"]] == [True]
     found = production.json("verify", "digits@staging", "--expect", "digits@1.0.0")
     assert found["package"]["digest"] == ci.json("registry", "show", "digits@1.0.0")["version"]["digest"]
+
+    # A Triton server of anybody's reads the repository straight from the bucket.
+    tags = ci.json("registry", "show", "digits@1.0.0")["version"]["tags"]
+    assert tags["triton-repository"] == f"s3://{bucket}/team/repositories/{found['package']['digest']}"
+    use(monkeypatch, rgw)
+    classes = served_from_bucket(rgw, tags["triton-repository"], production.root / "direct", golden)
+    assert classes == golden["label"].tolist()
 
     # The second version takes over; the first one stays, and anybody can go back.
     write_second_version(

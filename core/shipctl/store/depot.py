@@ -3,6 +3,7 @@
     blobs/ab/<sha256>          files, sent once whatever names them
     results/ab/<fingerprint>   what a stage made, the bytes of the local store's file
     manifests/ab/<digest>      a published artifact; written after the blobs that it names
+    repositories/<digest>/…    the Triton repository of a published package, under its own names
     registry/…  audit/…  deployments/<id>.json      what refers to manifests (see the modules of those names)
     leases/<id>.json  gc/lock                       see :mod:`shipctl.store.leases`
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
@@ -37,6 +38,7 @@ ResultT = TypeVar("ResultT")
 BLOBS = "blobs/"
 RESULTS = "results/"
 MANIFESTS = "manifests/"
+REPOSITORIES = "repositories/"
 
 _FEW = 64
 """Files that are asked for one by one, whatever else the store holds."""
@@ -73,6 +75,11 @@ def result_key(fingerprint: str) -> str:
 def manifest_key(digest: str) -> str:
     """Return the key of a published artifact's manifest."""
     return f"{MANIFESTS}{digest[:2]}/{digest}"
+
+
+def repository_prefix(digest: str) -> str:
+    """Return the prefix of the Triton repository of a published package: never another package's."""
+    return f"{REPOSITORIES}{digest}/"
 
 
 class Depot:
@@ -240,6 +247,30 @@ class Depot:
             moved=moved,
             known=known,
         )
+
+    def lay_out(self, digest: str, files: Mapping[str, FileEntry], *, moved: Moved = _nothing) -> Transferred:
+        """Write files under their own names below the prefix of the published package ``digest``.
+
+        For servers that read a store by path, such as Triton: a store has no links, so the bytes are there twice.
+        What is there with the right size is left, because the prefix belongs to one package only.
+
+        :raises CorruptArtifactError: if a file is missing from the local store, or damaged
+        :raises StoreError: if the store cannot be reached, or refuses
+        """
+        prefix = repository_prefix(digest)
+        there = {info.key: info.size for info in self.objects.list(prefix)}
+        missing = [
+            (prefix + path, entry) for path, entry in files.items() if there.get(prefix + path) != entry.size
+        ]
+
+        def send(item: tuple[str, FileEntry], moved: Moved) -> None:
+            key, entry = item
+            self.objects.upload(
+                key, self.local.verify(entry), sha256=entry.sha256, size=entry.size, moved=moved
+            )
+
+        self._side_by_side(send, missing, moved)
+        return _counted(dict(files), [entry for _, entry in missing])
 
     def _refer(
         self,

@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from shipctl.errors import CorruptArtifactError
 from shipctl.records import Record
-from shipctl.store.depot import BLOBS, MANIFESTS, RESULTS, checked_manifest, manifest_key
+from shipctl.store.depot import BLOBS, MANIFESTS, REPOSITORIES, RESULTS, checked_manifest, manifest_key
 from shipctl.store.leases import CollectorLock
 from shipctl.store.log import Heads
 from shipctl.store.objects import ObjectInfo, ObjectStore
@@ -41,7 +41,7 @@ _BATCH = 1000
 _READERS = 16
 _NAME = re.compile(r"[a-z]+/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 
-Kind = Literal["files", "manifests", "results"]
+Kind = Literal["files", "manifests", "results", "repositories"]
 
 
 class Counted(Record):
@@ -64,22 +64,24 @@ class Collected(Record):
     files: Counted = Field(description="Files of artifacts.")
     manifests: Counted = Field(description="Published artifacts.")
     results: Counted = Field(description="Results of stages.")
+    repositories: Counted = Field(description="Files of Triton repositories, laid out by name.")
     unfinished: int = Field(description="Unfinished uploads that were given up, or would be.")
 
     @property
     def kept(self) -> int:
         """Objects that stay."""
-        return self.files.kept + self.manifests.kept + self.results.kept
+        return self.files.kept + self.manifests.kept + self.results.kept + self.repositories.kept
 
     @property
     def deleted(self) -> int:
         """Objects that were deleted, or would be."""
-        return self.files.deleted + self.manifests.deleted + self.results.deleted
+        return self.files.deleted + self.manifests.deleted + self.results.deleted + self.repositories.deleted
 
     @property
     def freed_bytes(self) -> int:
         """How large those were."""
-        return self.files.deleted_bytes + self.manifests.deleted_bytes + self.results.deleted_bytes
+        kinds = (self.files, self.manifests, self.results, self.repositories)
+        return sum(kind.deleted_bytes for kind in kinds)
 
 
 def collect(
@@ -130,15 +132,16 @@ class _Collection:
     def __init__(self, objects: ObjectStore, lock: CollectorLock | None) -> None:
         self.objects = objects
         self.lock = lock
-        self.tallies: dict[Kind, _Tally] = {"files": _Tally(), "manifests": _Tally(), "results": _Tally()}
+        self.tallies: dict[Kind, _Tally] = {kind: _Tally() for kind in get_args(Kind)}
 
     def run(self, roots: Roots, young: float, recent: float) -> Collected:
         """Keep what was written after ``young``, and results that were written after ``recent``."""
         old_results, results_files = self._results(min(young, recent), young)
-        old_manifests, manifests_files = self._manifests(roots, young)
+        old_manifests, kept_manifests, manifests_files = self._manifests(roots, young)
         needed = roots.files | results_files | manifests_files
         self._remove("results", old_results)
         self._remove("manifests", old_manifests)
+        self._remove("repositories", self._repositories(kept_manifests, young))
         self._remove("files", self._blobs(needed, young))
         unfinished = 0
         for name in self.objects.unfinished(older_than=young):
@@ -182,8 +185,8 @@ class _Collection:
                 old.append(info)
         return old, files
 
-    def _manifests(self, roots: Roots, young: float) -> tuple[list[ObjectInfo], set[str]]:
-        """Return the manifests to delete, and the files of those that stay."""
+    def _manifests(self, roots: Roots, young: float) -> tuple[list[ObjectInfo], set[str], set[str]]:
+        """Return the manifests to delete, the digests of those that stay, and the files of these."""
         old: list[ObjectInfo] = []
         kept: dict[str, ObjectInfo] = {}
         for info, digest in self._listed(MANIFESTS):
@@ -208,7 +211,17 @@ class _Collection:
             except (CorruptArtifactError, ValueError) as exc:
                 refuse(self.objects, what, exc)
             self._keep("manifests", info)
-        return old, files
+        return old, set(kept), files
+
+    def _repositories(self, kept: set[str], young: float) -> Iterator[ObjectInfo]:
+        """Yield the files of Triton repositories whose packages are gone."""
+        for info in self.objects.list(REPOSITORIES):
+            self._renew()
+            digest = info.key.removeprefix(REPOSITORIES).partition("/")[0]
+            if digest in kept or info.modified >= young:
+                self._keep("repositories", info)
+            else:
+                yield info
 
     def _blobs(self, needed: set[str], young: float) -> Iterator[ObjectInfo]:
         """Yield the files to delete, while they are listed."""

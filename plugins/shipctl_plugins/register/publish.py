@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from shipctl.errors import GateError, SpecError, UnavailableError
-from shipctl.stages.artifacts import ModelPackage
+from shipctl.stages.artifacts import FileEntry, ModelPackage
 from shipctl.stages.base import Phase, ReleaseStage, ReleaseState, Serving, StageInputs, StageOptions, Step
 from shipctl.stages.context import CheckContext, ReleaseContext
 
@@ -38,6 +38,11 @@ class PublishOptions(StageOptions):
         description="Aliases that move to this version, such as staging; the old ones keep a history.",
     )
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the version.")
+    triton_repository: bool = Field(
+        default=False,
+        description="Also lay the Triton repository out under its own names, for servers that read it from the store; "
+        "the tag `triton-repository` says where.",
+    )
 
 
 class PublishInputs(StageInputs):
@@ -116,6 +121,8 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
             if state.task == "upload":
                 self._free(registry, package)
                 sent = depot.publish(package, moved=_Progress(ctx.log, reference, package.size))
+                if self.options.triton_repository:
+                    depot.lay_out(package.digest, _repository(package))
                 message = (
                     f"{reference}: {sent.sent} files ({_bytes(sent.sent_bytes)}) sent to {depot.objects.uri}, "
                     f"{sent.reused} ({_bytes(sent.reused_bytes)}) were there"
@@ -131,7 +138,7 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
                     registry.register(
                         package,
                         lineage={**_lineage(package), "run": ctx.run, "signer": package.signer},
-                        tags=self.options.tags,
+                        tags=self._tags(depot, package),
                         about=_about(package),
                     )
                 message = f"{reference} is registered in {depot.objects.uri}"
@@ -187,6 +194,14 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
 
     def _depot(self, ctx: ReleaseContext) -> AbstractContextManager[Depot]:
         return _opened(ctx.store, ctx.base, ctx.project)
+
+    def _tags(self, depot: Depot, package: ModelPackage) -> dict[str, str]:
+        from shipctl.store.depot import repository_prefix
+
+        if not self.options.triton_repository:
+            return self.options.tags
+        place = f"{depot.objects.uri.rstrip('/')}/{repository_prefix(package.digest)}".rstrip("/")
+        return {**self.options.tags, "triton-repository": place}
 
     @staticmethod
     def _free(registry: ModelRegistry, package: ModelPackage) -> None:
@@ -245,6 +260,26 @@ def _bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
+
+
+def _repository(package: ModelPackage) -> dict[str, FileEntry]:
+    """Return the files of the Triton repository in a package by their names in it.
+
+    :raises SpecError: if there is none
+    """
+    from shipctl.evidence.package import read_manifest
+
+    found = read_manifest(package.root).artifact("repository")
+    if found is None:
+        message = (
+            f"{package.name}@{package.version} has no Triton repository to lay out; let `package` take one (stage "
+            "`triton-config`), or leave out triton_repository"
+        )
+        raise SpecError(message)
+    prefix = f"{found.path.rstrip('/')}/"
+    return {
+        entry.path.removeprefix(prefix): entry for entry in package.files if entry.path.startswith(prefix)
+    }
 
 
 def _about(package: ModelPackage) -> Description:

@@ -79,6 +79,15 @@ def test_an_alias_that_looks_like_a_version_is_refused_at_its_line(
         publishing(project, alias="2.0.0").plan()
 
 
+def test_a_package_without_a_repository_cannot_be_laid_out(project: EngineProject, key: PrivateKey) -> None:
+    publishing(project)
+    project.edit("with: {alias: staging}", "with: {alias: staging, triton_repository: true}")
+    run = project.apply()
+    assert run.code == 1
+    assert "demo@1.0.0 has no Triton repository to lay out" in run.messages["publish"]
+    assert registry(project).models() == []
+
+
 @pytest.mark.parametrize("at", ["upload", "register", "alias"])
 def test_killed_at_any_step_the_same_command_goes_on(
     project: EngineProject, key: PrivateKey, monkeypatch: pytest.MonkeyPatch, at: str

@@ -142,6 +142,7 @@ def _lines(collected: Collected) -> list[str]:
         line("files", collected.files),
         line("artifacts", collected.manifests),
         line("results", collected.results),
+        *([line("laid out", collected.repositories)] if sum(vars(collected.repositories).values()) else []),
         f"  uploads    {collected.unfinished} unfinished {verb}",
         f"kept what is needed by {', '.join(kept)}",
     ]
