@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "code": ("native-code", "python-backend", "python-code", "script"),
     "operators": ("onnx-domain", "onnx-external"),
     "licenses": ("license", "license-missing", "license-unknown"),
+    "scanners": ("scanner",),
     "vulnerabilities": ("vulnerability", "unpinned"),
 }
 """Gate (`scan.<name>`) to the rules whose findings it decides on."""

@@ -18,6 +18,7 @@ from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._evidence.requirements import Requirements, read_requirements
 from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins.package import _scan_advisories as advisories
+from shipctl_plugins.package import _scan_external as external
 from shipctl_plugins.package import _scan_licenses as licenses
 from shipctl_plugins.package._scan_files import Inspector
 from shipctl_plugins.package._scan_findings import Findings, Severity, Waiver
@@ -32,6 +33,12 @@ class Options(StageOptions):
         description="A database of known vulnerabilities in OSV format: a zip of JSON records, such as PyPI's all.zip "
         "of https://osv.dev, or one JSON file. Nothing is asked over the network.",
     )
+    scanners: tuple[tuple[str, ...], ...] = Field(
+        default=(),
+        description="Scanners of others to call, each as a list of words, in which `{folder}` stands for the folder "
+        "and `{image}` for an OCI image layout of it; any exit code but 0 is a finding.",
+    )
+    scanner_timeout: Duration = Field(default=Duration("10m"), description="How long each of those may take.")
     max_severity: Severity = Bound(
         "low", description="The worst finding that may stay: info, low, medium, high, critical."
     )
@@ -113,6 +120,8 @@ class Scan(Stage[Options, Inputs, Outputs]):
         inspector = Inspector(root, paths, found)
         for path in paths:
             inspector.look_at(path)
+        for command in self.options.scanners:
+            external.call(command, root, subject, float(self.options.scanner_timeout), found, ctx.log)
         metrics, details = self._required(root, paths, found)
         details["operators"] = [
             {"file": file, "domain": domain, "operators": ", ".join(sorted(names))}
