@@ -45,6 +45,7 @@ def make_package(
     *,
     provenance: bool = True,
     extra: Mapping[str, bytes] | None = None,
+    artifacts: Sequence[PackagedArtifact] = (),
 ) -> Path:
     """Write an unsigned package that agrees with itself."""
     files = {
@@ -72,11 +73,13 @@ def make_package(
         place = folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
-    list_files(folder, name, version)
+    list_files(folder, name, version, artifacts)
     return folder
 
 
-def list_files(folder: Path, name: str = "digits", version: str = "1.1.0") -> None:
+def list_files(
+    folder: Path, name: str = "digits", version: str = "1.1.0", artifacts: Sequence[PackagedArtifact] = ()
+) -> None:
     """Write `package.json` for what lies in the folder."""
     entries = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -89,7 +92,7 @@ def list_files(folder: Path, name: str = "digits", version: str = "1.1.0") -> No
         name=name,
         version=version,
         signature=SIGNATURE,
-        artifacts=(PackagedArtifact(role="model", path="model", digest=MODEL, manifest={}),),
+        artifacts=(PackagedArtifact(role="model", path="model", digest=MODEL, manifest={}), *artifacts),
         files=tuple(entries),
     )
     (folder / MANIFEST).write_bytes(manifest.model_dump_json(indent=2).encode())

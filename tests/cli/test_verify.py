@@ -366,4 +366,4 @@ def test_a_folder_for_keys_is_made_for_its_owner_alone(project: SampleProject, c
 
 def test_a_place_that_cannot_be_written_to_is_told(project: SampleProject, call: Call) -> None:
     project.write({"file": ""})
-    assert "cannot write file/key: Not a directory; choose another path" in call("keygen", "file/key").stderr
+    assert "cannot write file/key: File exists; choose another path" in call("keygen", "file/key").stderr

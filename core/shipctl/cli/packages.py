@@ -73,6 +73,8 @@ class Given:
     """NAME@VERSION that it has to be, where it was asked for by name."""
     digest: str | None = None
     """Digest that the store or the registry has for it."""
+    retired: bool = False
+    """Whether it was taken out of use."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _fetched(what: Named, depot: Depot, folder: Path) -> Given:
     from shipctl.stages.artifacts import ModelPackage
     from shipctl.store.models import ModelRegistry
 
-    expect = None
+    expect, retired = None, False
     if _DIGEST.fullmatch(what.reference):
         manifest = depot.manifest(what.reference)
         if manifest is None:
@@ -153,11 +155,11 @@ def _fetched(what: Named, depot: Depot, folder: Path) -> Given:
         package, label = depot.local.artifact(ModelPackage, manifest), what.text
     else:
         version = ModelRegistry(depot.objects).find(what.reference)
-        package, expect = version.artifact(), version.reference
+        package, expect, retired = version.artifact(), version.reference, version.retired is not None
         label = f"{expect} in {depot.objects.uri}"
     depot.fetch(package.files)
     depot.local.view(package, folder)
-    return Given(folder, label, expect, package.digest)
+    return Given(folder, label, expect, package.digest, retired)
 
 
 def store_of(

@@ -17,7 +17,7 @@ from shipctl.records import canonical_json, digest_of
 from shipctl.stages.artifacts import FileEntry
 from shipctl.store.depot import Depot, open_depot
 from shipctl.store.local import LocalStore
-from shipctl.store.log import AUDIT, Head, Heads, audit
+from shipctl.store.log import Heads, audit
 
 if TYPE_CHECKING:
     from shipctl.engine.pipeline import Pipeline
@@ -59,10 +59,16 @@ class Auditor:
                 self._write(depot, action, subject, details)
 
     def _write(self, depot: Depot, action: str, subject: str, details: Mapping[str, Any]) -> None:
-        """Append an entry and remember it, so that `history --audit` notices a log that was cut."""
-        entry = audit(depot.objects).append(action, subject, details)
+        """Append an entry and remember it; a log that was cut is told, and still gets its entry."""
         heads = Heads(self._pipeline.project.state / "heads.json")
-        heads.remember(depot.objects.uri, AUDIT, Head(entry.number, entry.digest))
+        try:
+            audit(depot.objects, heads=heads).head()
+        except StoreError as exc:
+            if str(exc) not in self.problems:
+                self.problems.append(str(exc))
+            audit(depot.objects).append(action, subject, details)  # what was seen before stays on record
+            return
+        audit(depot.objects, heads=heads).append(action, subject, details)
 
     def refer(
         self,
@@ -110,5 +116,5 @@ class Auditor:
             self.problems.append(f"the store does not know that {target} was stopped: {exc}")
 
     def _key(self, stage: str, target: str) -> str:
-        place = [platform.node(), str(self._pipeline.project.root), self._pipeline.name, stage, target]
+        place = [self._pipeline.project.identity(), self._pipeline.name, stage, target]
         return f"deployments/{digest_of(place)[:32]}.json"

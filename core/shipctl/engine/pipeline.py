@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -265,6 +266,9 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
                 f"{node.spec.uses} needs the module {module}: pip install '{brings}'"
             )
             return
+    gone = _missing_secret(pipeline, node)
+    if gone is not None:
+        pipeline.unavailable[node.id] = gone
     value = pipeline.options[node.id].value
     if value is None:
         return
@@ -285,6 +289,20 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
         pipeline.unavailable[node.id] = str(exc)
     except SpecError as exc:
         problems.add(("stages", node.index, "uses"), str(exc))
+
+
+def _missing_secret(pipeline: Pipeline, node: Node) -> str | None:
+    """Say which secret of a node's options is not there, as far as that shows without fetching it."""
+    spec = pipeline.loaded.spec
+    for path in sorted(references(pipeline.options[node.id].later)):
+        source = spec.secrets.get(path[1]) if path[0] == "secrets" and len(path) > 1 else None
+        if source is None:
+            continue
+        if source.env is not None and source.env not in os.environ:
+            return f"secret {path[1]!r} is not set: export {source.env}"
+        if source.file is not None and not (pipeline.loaded.root / Path(source.file).expanduser()).is_file():
+            return f"secret {path[1]!r} is not there: no file {source.file} beside the spec"
+    return None
 
 
 @cache

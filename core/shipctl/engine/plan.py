@@ -21,6 +21,7 @@ from shipctl.engine.project import Project
 from shipctl.engine.releases import Release
 from shipctl.engine.walk import NodeEnd, Ready, Walk, to_be_measured_again, verdict_end
 from shipctl.errors import SpecError, StalePlanError
+from shipctl.evidence.policy import find_policy
 from shipctl.records import digest_of
 from shipctl.spec import LoadedSpec
 from shipctl.spec.problems import listed
@@ -101,10 +102,12 @@ def make_plan(
 ) -> Plan:
     """Plan a spec. Nothing is changed anywhere, except that digests of read files are remembered.
 
-    :raises SpecError: for anything wrong with the spec, all of it at once
+    :raises SpecError: for anything wrong with the spec, all of it at once, or with the policy
     :raises PluginError: for a plugin that does not work
     """
     pipeline = prepare(spec, environment=environment, overrides=overrides, until=until, registry=registry)
+    if any(node.is_release for node in pipeline.nodes.values()):
+        find_policy(pipeline.project.root)  # one that cannot be read is told before anything has run
     walk = Walk(pipeline)
     before: dict[str, Any] = {}
     if pipeline.project.journal.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +58,15 @@ class Project:
     def work(self) -> Path:
         """Work directories of running stages."""
         return self.state / "work"
+
+    def identity(self) -> str:
+        """Return what tells this project from every other one, on any machine; it is made when first asked for."""
+        place = self.state / "identity"
+        if not place.exists():
+            self.create()
+            with suppress(FileExistsError), place.open("x") as stream:
+                stream.write(secrets.token_hex(16))
+        return place.read_text()
 
     def create(self) -> None:
         """Make the state folder, with a .gitignore so that it is never committed."""

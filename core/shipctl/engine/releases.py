@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shipctl.engine.fingerprint import components, fingerprint
 from shipctl.engine.options import complete_options, partial_options
 from shipctl.engine.ports import bundle, input_ports
+from shipctl.engine.sources import registered_name
 from shipctl.engine.walk import NodeEnd
 from shipctl.errors import CorruptArtifactError, GateError, RunInterruptedError, ShipctlError, SpecError
 from shipctl.evidence.admission import admit
@@ -359,6 +360,22 @@ class Release:
 
     # -- evidence ------------------------------------------------------------------------------------------
 
+    def doubt(self) -> str | None:
+        """Return why what is in place would not be let begin today, or None. It is not touched for that."""
+        stable = self.records().stable
+        policy = find_policy(self._pipeline.project.root)
+        if stable is None or policy is None or not policy.required:
+            return None
+        what = f"{self._pipeline.name} {stable.version} on {self.target}"
+        if stable.admission is None:
+            return f"{what} was released without the signature that {policy.name} asks for"
+        trusted = {key.id for key in policy.trust.keys}
+        if not policy.trust.roots and stable.admission.signer not in trusted:
+            return (
+                f"{what} was signed by {stable.admission.signer}, whom {policy.name} does not trust any more"
+            )
+        return None
+
     def _admitted(self, record: ReleaseRecord, inputs: StageInputs) -> ReleaseRecord:
         """Return the record with what the policy found; the way back is never asked for again.
 
@@ -368,7 +385,9 @@ class Release:
             return record
         policy = find_policy(self._pipeline.project.root)
         before = record.admission.verified if record.admission is not None else None
-        admission = admit(policy, _artifacts(inputs), verified=before)
+        name = registered_name(self._pipeline.loaded) or self._pipeline.name
+        expect = f"{name}@{record.version}"
+        admission = admit(policy, _artifacts(inputs), expect=expect, verified=before)
         return record.model_copy(update={"admission": admission or record.admission})
 
     def _subject(self, record: ReleaseRecord) -> str:

@@ -34,7 +34,7 @@ def earlier_host(pipeline: Pipeline) -> str | None:
     """Return the host fingerprint of the last run of this plan whose measurements are shared, if there is one."""
     if not isinstance(pipeline.store, SharedStore):
         return None
-    with suppress(ShipctlError, ValueError, KeyError, TypeError):
+    with suppress(ShipctlError, ValueError, KeyError, TypeError, RecursionError):
         body = pipeline.store.depot.objects.read(_key(pipeline))
         return str(json.loads(body)["host"]) if body is not None else None
     return None

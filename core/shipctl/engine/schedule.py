@@ -274,6 +274,7 @@ class Schedule:
         stages = self._walk.stages_scope() if self._pipeline.options[node.id].later else {}
         release = Release.of(self._pipeline, node, ready, self._executor.secrets, stages)
         if release.in_place():
+            self._note(release.doubt())
             what = "serves" if release.serves else "is in place"
             return NodeEnd("in-place", f"{self._pipeline.version} {what} on {release.target}")
         approval = node.spec.approval

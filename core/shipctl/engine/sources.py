@@ -73,16 +73,26 @@ def find_sources(
     return found
 
 
-def _registered(uri: str, loaded: LoadedSpec, store: LocalStore) -> Source:
+def registered_name(loaded: LoadedSpec) -> str | None:
+    """Return the name of the registered model that a spec ships; None for one that it builds."""
+    model = loaded.spec.model
+    if model is None or not model.uri.startswith(REGISTRY):
+        return None
+    return model.uri.removeprefix(REGISTRY).partition("@")[0]
+
+
+def _registered(uri: str, loaded: LoadedSpec, project: Project, store: LocalStore) -> Source:
     """Look a published package up; its files are fetched when a stage needs them.
 
     :raises SpecError: if it is not registered
     """
     from shipctl.store.depot import open_depot
+    from shipctl.store.log import Heads
     from shipctl.store.models import ModelRegistry
 
     with open_depot(store_or_default(loaded.spec.store), loaded.root, store) as depot:
-        version = ModelRegistry(depot.objects).resolve(uri.removeprefix(REGISTRY))
+        heads = Heads(project.state / "heads.json") if project.state.is_dir() else None
+        version = ModelRegistry(depot.objects, heads=heads).resolve(uri.removeprefix(REGISTRY))
         package = store.artifact(ModelPackage, version.package)
         store.expect(package.files)
         return Source(package, {}, f"{REGISTRY}{version.name}@{version.version}")
@@ -137,7 +147,7 @@ def _model(
     assert model is not None  # noqa: S101  (the caller asked)
     try:
         if model.uri.startswith(REGISTRY):
-            source = _registered(model.uri, loaded, store)
+            source = _registered(model.uri, loaded, project, store)
             _check_version(source, loaded, problems)
             return source
     except SpecError as exc:

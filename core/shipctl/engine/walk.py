@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from shipctl.engine.fingerprint import Components, fingerprint
 from shipctl.engine.graph import Node, Origin
 from shipctl.engine.pipeline import Pipeline, when
 from shipctl.engine.ports import output_ports
 from shipctl.engine.runstate import earlier_host
-from shipctl.errors import ShipctlError
+from shipctl.errors import ShipctlError, StoreError
 from shipctl.records import digest_of
 from shipctl.stages.artifacts import Artifact, Report
 from shipctl.stages.base import Stage, StageOptions
@@ -287,7 +289,12 @@ class Walk:
             return None
         if time.time() > expiry(node, result):
             return None
-        outputs = read_outputs(self.pipeline, node, result)
+        try:
+            outputs = read_outputs(self.pipeline, node, result)
+        except (StoreError, ValidationError):  # damaged, or somebody else's: then there is none
+            return None
+        if set(outputs) != set(output_ports(node.cls)) or result.uses != node.spec.uses:
+            return None
         if not all(
             store.has_files(item.files) for name, item in outputs.items() if name not in result.passed
         ):

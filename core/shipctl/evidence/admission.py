@@ -28,12 +28,13 @@ class Admission(Record):
 
 
 def admit(
-    policy: Policy | None, artifacts: Iterable[Artifact], *, verified: float | None
+    policy: Policy | None, artifacts: Iterable[Artifact], *, expect: str, verified: float | None
 ) -> Admission | None:
     """Return what the policy needs to know of a release, or None where it asks for nothing.
 
-    ``artifacts`` are the inputs of the release with their files laid out. A package among them is verified, and every
-    other input has to consist of files that are in it, so that what is served is what was signed. ``verified`` is
+    ``artifacts`` are the inputs of the release with their files laid out. A package among them is verified to be the
+    one that is to be released (``expect``, NAME@VERSION), and every other input has to be one of the artifacts that it
+    holds, so that what is served is what was signed. ``verified`` is
     when the same inputs were admitted before, for a rollback: certificates that have expired since do not block it.
 
     :raises GateError: if the policy says no
@@ -53,20 +54,20 @@ def admit(
     package = packages[0]
     if package.signer is None and not policy.required:
         return None
+    from shipctl.evidence.package import read_manifest
     from shipctl.evidence.verify import verify_package
 
     reference = f"{package.name}@{package.version}"
-    found = verify_package(package.root, policy.trust, expect=reference, at=verified, label=reference)
+    found = verify_package(package.root, policy.trust, expect=expect, at=verified, label=reference)
     if found.digest != package.digest:
         message = f"{reference} was verified, and it is not the package that is to be released; run again"
         raise GateError(message)
-    inside = {entry.sha256 for entry in package.files}
+    inside = {item.digest for item in read_manifest(package.root).artifacts}  # which was just verified
     for item in inputs:
-        foreign = [entry.path for entry in item.files if entry.sha256 not in inside]
-        if item is not package and foreign:
+        if item is not package and item.digest not in inside:
             message = (
-                f"{foreign[0]} of the {item.kind} is not in the signed package {reference}; release what is in it, "
-                "for example by taking it out with `unpack`"
+                f"the {item.kind} is not in the signed package {reference}; release what is in it, for example by "
+                "taking it out with `unpack`"
             )
             raise GateError(message)
     return Admission(

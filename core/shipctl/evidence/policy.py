@@ -82,8 +82,13 @@ def find_policy(project: Path) -> Policy | None:
     :raises SpecError: if it is wrong, or SHIPCTL_POLICY names a file that does not exist
     """
     named = os.environ.get(VARIABLE)
+    if named is not None and not named.strip():
+        message = (
+            f"{VARIABLE} is set and empty, so nobody knows which policy is meant; name its file, or unset it"
+        )
+        raise SpecError(message)
     if named:
-        return load_policy(Path(named))
+        return load_policy(Path(named).expanduser().absolute())
     path = project / FILE
     # a link to nowhere is a policy that cannot be read, not none
     return load_policy(path) if path.exists() or path.is_symlink() else None
@@ -141,6 +146,8 @@ def _validated(document: Document, problems: Problems) -> PolicyFile | None:
             problems.add((), f"{key!r} is missing; add '{key}: {value}'")
         elif data[key] != value:
             problems.add((key,), f"{key} must be {value!r}; write that")
+    if "signatures" in data and data["signatures"] is None:
+        problems.add(("signatures",), "'signatures' is empty; say who may sign, or leave it out", "key")
     if problems:
         return None
     try:

@@ -139,6 +139,6 @@ def _untrusted(label: str, who: str, trust: Trust) -> VerificationError:
     return VerificationError(
         f"{label} was signed with {contents.shown(who)}, which is not trusted here; trusted: "
         f"{', '.join(trusted) or 'no key'}. Add the key to the policy (or --key) if you know whose it is, else do "
-        "not use this package",
+        "not use this package. (After a change of the key, `sign` signs anew if its option `public_key` names it.)",
         "untrusted",
     )

@@ -10,20 +10,54 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from shipctl.records import Record, digest_of
 from shipctl.signature import Signature
+
+_LONGEST = 1024
+"""Bytes of a path in an artifact."""
+
+
+def _inside(path: str) -> str:
+    """Return a path that stays in the artifact, whoever wrote the manifest that it stands in."""
+    parts = path.split("/")
+    if (
+        not path
+        or "\0" in path
+        or len(path.encode()) > _LONGEST
+        or any(part in {"", ".", ".."} for part in parts)
+    ):
+        message = f"{path[:80]!r} is no path of a file in an artifact"
+        raise ValueError(message)
+    return path
 
 
 class FileEntry(Record):
     """One file of an artifact."""
 
-    path: str = Field(description="Where the file stands in the artifact, with forward slashes.")
+    path: Annotated[str, AfterValidator(_inside)] = Field(
+        description="Where the file stands in the artifact, with forward slashes."
+    )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the bytes, hexadecimal.")
     size: int = Field(ge=0, description="Length in bytes.")
+
+
+def _apart(files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+    """Return files none of which stands where another one, or the folder of another one, does."""
+    paths = {entry.path for entry in files}
+    if len(paths) != len(files):
+        raise ValueError("two files have the same path")
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder:
+            if folder in paths:
+                message = f"{folder[:80]!r} is a file and a folder"
+                raise ValueError(message)
+            folder = folder.rpartition("/")[0]
+    return files
 
 
 class Artifact(Record):
@@ -31,7 +65,9 @@ class Artifact(Record):
 
     kind: ClassVar[str] = "artifact"
 
-    files: tuple[FileEntry, ...] = Field(default=(), description="The files, in order of their paths.")
+    files: Annotated[tuple[FileEntry, ...], AfterValidator(_apart)] = Field(
+        default=(), description="The files, in order of their paths."
+    )
 
     _root: Path | None = PrivateAttr(default=None)
 
@@ -154,7 +190,10 @@ class TritonRepository(Artifact):
 
     kind: ClassVar[str] = "triton-repository"
 
-    model: str = Field(description="The model's name, which is its folder's.")
+    model: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,254}$",
+        description="The model's name, which is its folder's.",
+    )
     signature: Signature = Field(description="Inputs and outputs, the batch dimension included.")
     max_batch_size: int = Field(ge=0, description="As in config.pbtxt; 0 means that Triton does not batch.")
     source: str = Field(description="Digest of the model inside.")

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,7 @@ _FEW = 64
 _LISTED_PER_FILE = 16
 """Objects that a listing names in the time that asking for one takes; 1,000 of them are one request."""
 _ATTEMPTS = 3
+_POLL = 0.01
 _GRACE = 5.0
 """Seconds that transfers get to notice that they are to stop."""
 
@@ -210,9 +212,22 @@ class Depot:
                 raise _Stopped
             moved(count)
 
+        # An interruption may fall between a submission and the list of them, so who is at work is counted here.
+        at_work: set[int] = set()
+
+        def begin(item: ItemT) -> ResultT:
+            at_work.add(threading.get_ident())
+            try:
+                if stop.is_set():
+                    raise _Stopped
+                return work(item, still_moved)
+            finally:
+                at_work.discard(threading.get_ident())
+
         pool = ThreadPoolExecutor(min(self.jobs, len(items)), thread_name_prefix="shipctl-depot")
-        futures = [pool.submit(work, item, still_moved) for item in items]
+        futures: list[Future[ResultT]] = []
         try:
+            futures.extend(pool.submit(begin, item) for item in items)
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in [future for future in futures if future.done()]:
                 future.result()  # raises what one of them did
@@ -220,7 +235,9 @@ class Depot:
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            wait([future for future in futures if not future.cancelled()], timeout=_GRACE)
+            until = time.monotonic() + _GRACE
+            while at_work and time.monotonic() < until:
+                time.sleep(_POLL)
             raise
         finally:
             pool.shutdown(wait=False)
@@ -343,7 +360,7 @@ class Depot:
     def load_result(self, fingerprint: str) -> Result | None:
         """Return the result of that fingerprint; None if there is none or it is damaged."""
         body = self.objects.read(result_key(fingerprint))
-        return None if body is None else read_result(body)
+        return None if body is None else read_result(body, fingerprint)
 
     def drop_result(self, fingerprint: str) -> None:
         """Forget a result, because a file that it names is missing or damaged."""
@@ -377,7 +394,7 @@ def checked_manifest(body: bytes, digest: str, uri: str) -> dict[str, Any]:
     try:
         found = json.loads(body)
         whole = isinstance(found, dict) and digest_of(found) == digest
-    except ValueError:
+    except (ValueError, RecursionError):
         found, whole = {}, False
     if not whole:
         message = (

@@ -179,7 +179,10 @@ class _Collection:
         for info, body in zip(kept, self._read([info.key for info in kept]), strict=True):
             checksum, _, text = body.partition(b"\n")
             if hashlib.sha256(text).hexdigest().encode() == checksum:
-                files |= files_in(json.loads(text))
+                try:
+                    files |= files_in(json.loads(text))
+                except (ValueError, RecursionError) as exc:
+                    refuse(self.objects, info.key, f"{type(exc).__name__}; remove that object")
                 self._keep("results", info)
             elif info.modified < young:  # damaged, so it is no result any more
                 old.append(info)

@@ -49,7 +49,9 @@ def _sync(path: Path) -> None:
 class Result(Record):
     """What one run of a transform stage made."""
 
-    fingerprint: str = Field(description="Fingerprint of the stage with its inputs.")
+    fingerprint: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="Fingerprint of the stage with its inputs."
+    )
     uses: str = Field(description="The stage plugin's name.")
     outputs: dict[str, dict[str, Any]] = Field(description="Output name to artifact manifest.")
     passed: dict[str, str] = Field(
@@ -66,15 +68,16 @@ def result_body(result: Result) -> bytes:
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
-def read_result(stored: bytes) -> Result | None:
-    """Return the result that was stored so; None if it is damaged or of another version of shipctl."""
+def read_result(stored: bytes, fingerprint: str) -> Result | None:
+    """Return the result of that fingerprint; None for another one's, a damaged one or another version's."""
     checksum, _, body = stored.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != checksum:
         return None
     try:
-        return Result.model_validate_json(body)
+        result = Result.model_validate_json(body)
     except ValidationError:
         return None
+    return result if result.fingerprint == fingerprint else None
 
 
 class LocalStore:
@@ -260,7 +263,7 @@ class LocalStore:
             try:
                 os.link(twin, path)
             except FileExistsError:
-                there = self.load_result(result.fingerprint)
+                there = LocalStore.load_result(self, result.fingerprint)
                 if there is not None:
                     return there
                 twin.replace(path)  # what stood there was damaged
@@ -270,7 +273,7 @@ class LocalStore:
     def load_result(self, fingerprint: str) -> Result | None:
         """Return the result of that fingerprint; None if there is none or it is damaged (the stage then runs again)."""
         try:
-            return read_result(self.result_path(fingerprint).read_bytes())
+            return read_result(self.result_path(fingerprint).read_bytes(), fingerprint)
         except OSError:
             return None
 

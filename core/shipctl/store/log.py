@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from shipctl.errors import StoreError
+from shipctl.errors import SpecError, StoreError
 from shipctl.records import Record, canonical_json
 from shipctl.store.files import write_atomic
 from shipctl.store.objects import ObjectStore
@@ -362,7 +362,7 @@ class Log:
             message = (
                 f"{expected!r} is no digest of a head; give the {MIN_DIGITS} to 64 digits that were noted"
             )
-            raise StoreError(message)
+            raise SpecError(message)
         if not any(entry.digest.startswith(wanted) for entry in entries):
             message = (
                 f"{self} has no entry {wanted[:12]}…, which was its newest when that was noted: entries were taken "

@@ -339,6 +339,7 @@ class ModelRegistry:
             after: State = json.loads(change(ModelState.of(name, state)).model_dump_json())
             return after
 
+        audit(self.objects, heads=self._heads).head()  # whoever cannot write it down shall not do it
         try:
             entry = self.log(name).append(action, subject, details, fold=fold, now=self._now)
         except Unchanged:
@@ -380,7 +381,15 @@ class ModelRegistry:
             registration = Registration.model_validate(entry.details)
         except ValidationError:
             registration = None
-        if registration is None or digest_of(entry.details) != known.details:
+        named = registration is not None and (
+            registration.package.get("name"),
+            registration.package.get("version"),
+            registration.version,
+        ) == (name, version, version)
+        whole = registration is not None and (
+            digest_of(registration.package) == registration.digest == known.digest
+        )
+        if registration is None or digest_of(entry.details) != known.details or not named or not whole:
             message = (
                 f"entry {known.entry} of {log} is not what registered {name}@{version}: it was altered; "
                 f"`shipctl registry history {name}` tells where"

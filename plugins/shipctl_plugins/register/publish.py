@@ -73,11 +73,10 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
     def check(self, ctx: CheckContext) -> None:
         """Look whether the store can be reached with the credentials that are here."""
         from shipctl.errors import StoreError
-        from shipctl.store.versions import looks_like_version
+        from shipctl.store.model_changes import check_alias
 
         for alias in self.options.alias:
-            if looks_like_version(alias):
-                raise SpecError(f"the alias {alias!r} looks like a version; write a name, such as staging")
+            check_alias(alias)
         try:
             with _opened(ctx.store, ctx.base, ctx.project) as depot:
                 depot.objects.check()
@@ -87,10 +86,12 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
     def preview(self, ctx: ReleaseContext) -> Sequence[str]:
         """Say where the version goes and which aliases move."""
         with self._depot(ctx) as depot:
-            registry = _registry(depot)
+            registry = _registry(depot, ctx)
             state = registry.get(ctx.pipeline)
             known = state.versions.get(ctx.version) if state is not None else None
             what = "is registered" if known is not None else "will be registered"
+            if known is not None and known.retired is not None:
+                what = "was retired, so this will be refused: raise metadata.version; it is registered"
             lines = [f"{ctx.pipeline} {ctx.version} {what} in {depot.objects.uri}"]
             for alias in self.options.alias:
                 now = state.aliases.get(alias) if state is not None else None
@@ -101,7 +102,7 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
     def in_place(self, inputs: PublishInputs, ctx: ReleaseContext) -> bool:
         """Whether the version is registered with this package, and the aliases point at it."""
         with self._depot(ctx) as depot:
-            state = _registry(depot).get(inputs.package.name)
+            state = _registry(depot, ctx).get(inputs.package.name)
             known = state.versions.get(inputs.package.version) if state is not None else None
             return (
                 state is not None
@@ -117,7 +118,7 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
         package = inputs.package
         reference = f"{package.name}@{package.version}"
         with self._depot(ctx) as depot:
-            registry = _registry(depot)
+            registry = _registry(depot, ctx)
             if state.task == "upload":
                 self._free(registry, package)
                 sent = depot.publish(package, moved=_Progress(ctx.log, reference, package.size))
@@ -159,7 +160,7 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
         if state.task == "upload" or not state.before:
             return state, Step(phase=Phase.REJECTED, message=f"{reference}: no alias was moved")
         with self._depot(ctx) as depot:
-            registry = _registry(depot)
+            registry = _registry(depot, ctx)
             aliases = registry.state(package.name).aliases
             for alias, before in state.before.items():
                 if aliases.get(alias) != package.version:
@@ -175,7 +176,7 @@ class Publish(ReleaseStage[PublishOptions, PublishInputs, PublishState]):
     def status(self, ctx: ReleaseContext) -> Sequence[Serving]:
         """Return the versions of this pipeline's model that have an alias."""
         with self._depot(ctx) as depot:
-            state = _registry(depot).get(ctx.pipeline)
+            state = _registry(depot, ctx).get(ctx.pipeline)
             if state is None:
                 return ()
             return [
@@ -242,10 +243,12 @@ def _opened(store: StoreSpec | None, base: Path, project: Path) -> Depot:
     return open_depot(store, base, LocalStore(Project(project).store))
 
 
-def _registry(depot: Depot) -> ModelRegistry:
+def _registry(depot: Depot, ctx: ReleaseContext) -> ModelRegistry:
+    from shipctl.engine.project import Project
+    from shipctl.store.log import Heads
     from shipctl.store.models import ModelRegistry
 
-    return ModelRegistry(depot.objects)
+    return ModelRegistry(depot.objects, heads=Heads(Project(ctx.project).state / "heads.json"))
 
 
 def _next(state: PublishState, task: Task, **changes: object) -> PublishState:

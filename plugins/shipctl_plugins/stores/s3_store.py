@@ -219,7 +219,7 @@ class S3Store(ObjectStore):
 
     def _send(self, key: str, source: Source, sha256: str) -> None:
         whole = source.part(0, source.size)
-        body = whole.read() if source.size <= _SMALL else whole
+        body = bytes(whole.read(source.size)) if source.size <= _SMALL else whole
         found = hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else body.digest("sha256")
         source.compare(found, sha256)
         self._connection.put(self._prefix + key, body, size=source.size, sha256=sha256)

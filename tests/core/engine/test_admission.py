@@ -12,6 +12,7 @@ import pytest
 from shipctl import SpecError
 from shipctl.engine import operations
 from shipctl.evidence.keys import PrivateKey
+from shipctl.store.local import Result, read_result, result_body
 from support_engine import EngineProject, Run
 from support_publishing import audited, deploying, key, policy, publishing, registry, rollback
 from support_signing import NOW, Issued, issue
@@ -121,14 +122,111 @@ def test_a_policy_refuses_what_is_not_in_the_package(project: EngineProject, key
     )
     run = project.apply()
     assert run.code == 4
-    assert "is not in the signed package demo@1.0.0" in run.messages["deploy"]
+    assert "the thing is not in the signed package demo@1.0.0" in run.messages["deploy"]
+
+
+def results(store: Path) -> dict[str, tuple[Path, Result]]:
+    """Return the results of a store by their stage's plugin, the newest one of each."""
+    found: dict[str, tuple[Path, Result]] = {}
+    for path in sorted((store / "results").rglob("*"), key=lambda path: path.stat().st_mtime):
+        result = read_result(path.read_bytes(), path.name) if path.is_file() else None
+        if result is not None:
+            found[result.uses] = (path, result)
+    return found
+
+
+def put_result(path: Path, result: Result) -> None:
+    path.chmod(0o644)
+    path.write_bytes(result_body(result))
+
+
+def test_an_older_package_is_not_released_as_the_newer_one(
+    project: EngineProject, key: PrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy(project, "keys: [release.pub]")
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("SHIPCTL_STORE", str(shared))
+    deploying(project, "1.0.0", "old").apply()
+    old = results(shared)
+    deploying(project, "1.1.0", "new").apply(project.plan(until="sign"))
+    new = results(shared)
+    for uses in (
+        "make-package",
+        "sign",
+    ):  # who may write to the bucket puts the old package in the new one's place
+        put_result(new[uses][0], old[uses][1].model_copy(update={"fingerprint": new[uses][1].fingerprint}))
+    shutil.rmtree(project.state / "store")
+    run = project.apply()
+    assert run.code == 4
+    assert "this is demo@1.0.0, correctly signed, and demo@1.1.0 was expected" in run.messages["deploy"]
+
+
+@pytest.mark.parametrize(
+    "path", ["../../../../../../shipctl-policy.yaml", "{root}/shipctl-policy.yaml", "a/../b", ""]
+)
+def test_a_shared_result_cannot_name_files_outside(
+    project: EngineProject, key: PrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    policy(project, "keys: [release.pub]")
+    before = (project.root / "shipctl-policy.yaml").read_text()
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("SHIPCTL_STORE", str(shared))
+    deploying(project).apply(project.plan(until="sign"))
+    place, result = results(shared)["make-package"]
+    body = json.loads(result.model_dump_json())
+    body["outputs"]["thing"]["files"][0]["path"] = path.format(root=project.root)
+    put_result(place, Result.model_validate(body))
+    shutil.rmtree(project.state / "store")
+    run = project.apply()
+    assert (run.code, run.ran) == (0, ["make"])  # it is no result, so the stage runs
+    assert (project.root / "shipctl-policy.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("change", ["kind", "fields", "files", "outputs", "uses", "fingerprint"])
+def test_a_shared_result_that_lies_is_no_result(
+    project: EngineProject, key: PrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("SHIPCTL_STORE", str(shared))
+    deploying(project).apply(project.plan(until="make"))
+    place, result = results(shared)["make-package"]
+    body = json.loads(result.model_dump_json())
+    thing = body["outputs"]["thing"]
+    {
+        "kind": lambda: thing.update(kind="other"),
+        "fields": lambda: body["outputs"]["package"].pop("version"),
+        "files": lambda: thing.update(files=7),
+        "outputs": lambda: body.update(outputs={}),
+        "uses": lambda: body.update(uses="make"),
+        "fingerprint": lambda: body.update(fingerprint="0" * 64),
+    }[change]()
+    put_result(place, Result.model_validate(body))
+    shutil.rmtree(project.state / "store")
+    run = project.apply(project.plan(until="make"))
+    assert (run.code, run.ran) == (0, ["make"])
+
+
+def test_what_serves_and_would_not_be_let_begin_is_told(project: EngineProject, key: PrivateKey) -> None:
+    deploying(project).apply()
+    policy(project, "keys: [release.pub]")
+    run = project.apply()
+    assert (run.code, run.statuses["deploy"]) == (0, "in-place")
+    assert "was released without the signature that" in run.result.warnings[0]
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_a_policy_variable_without_a_value_lets_nothing_begin(
+    project: EngineProject, key: PrivateKey, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SHIPCTL_POLICY", value)
+    with pytest.raises(SpecError, match="SHIPCTL_POLICY is set and empty"):
+        deploying(project).apply()
 
 
 def test_a_policy_that_is_wrong_stops_the_release(project: EngineProject, key: PrivateKey) -> None:
     policy(project, "keys: [nowhere.pub]")
-    run = deploying(project).apply()
-    assert run.code == 2
-    assert "shipctl-policy.yaml:6" in run.messages["deploy"]
+    with pytest.raises(SpecError, match=r"shipctl-policy\.yaml:6:10"):
+        deploying(project).apply()
 
 
 def expiring(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> Issued:
@@ -211,6 +309,20 @@ def test_nothing_is_released_while_nobody_can_write_down_that_it_was(
     run = deploying(project).apply()
     assert run.code == 1
     assert not (project.state / "targets/desk/serving").exists()
+
+
+def test_an_audit_log_that_was_cut_is_told_and_stays_so(project: EngineProject, key: PrivateKey) -> None:
+    deploying(project).apply()
+    deploying(project, "1.1.0", "other").apply()
+    log = project.state / "store/audit"
+    for entry in sorted(log.iterdir())[-2:]:
+        entry.unlink()
+    run = deploying(project, "1.2.0", "third").apply()
+    assert run.code == 0
+    assert any("entries were taken away at its end" in warning for warning in run.result.warnings)
+    code, said = project.shipctl("history", "spec.yaml", "--audit")
+    assert code == 1
+    assert "was seen here before: the log was rewritten" in said
 
 
 def test_a_rollback_goes_on_without_the_store_and_says_so(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shipctl import load_spec
+from shipctl import UnavailableError, load_spec
 from shipctl.engine.secrets import Secrets
 from support_engine import EngineProject
 
@@ -120,25 +120,35 @@ def test_a_release_gives_no_secret_away(project: EngineProject) -> None:
     assert project.holding(*NEEDLES) == [], "the records of a release are kept too"
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("env: NOT_SET", "secret 'token' is not set; export NOT_SET"),
-    ("file: nowhere.txt", "secret 'token' cannot be read from nowhere.txt: FileNotFoundError"),
-    ("command: ['false']", "secret 'token': `false` failed (CalledProcessError)"),
-])  # fmt: skip
-def test_a_secret_that_cannot_be_had_fails_its_stage_alone(
-    project: EngineProject, source: str, message: str
-) -> None:
-    project.spec(
+def with_secret(project: EngineProject, source: str) -> EngineProject:
+    return project.spec(
         """
         - {id: s, uses: misbehave-inline, with: {secret: "${{ secrets.token }}"}}
         - {id: other, uses: make, needs: []}
         """,
         head=f"secrets: {{token: {{{source}}}}}",
     )
-    run = project.apply()
+
+
+def test_a_secret_that_cannot_be_had_fails_its_stage_alone(project: EngineProject) -> None:
+    run = with_secret(project, "command: ['false']").apply()
     assert run.statuses == {"s": "failed", "other": "done"}
-    assert run.messages["s"].endswith(message)
+    assert run.messages["s"].endswith("secret 'token': `false` failed (CalledProcessError)")
     assert run.code == 2
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("env: NOT_SET", "secret 'token' is not set: export NOT_SET"),
+    ("file: nowhere.txt", "secret 'token' is not there: no file nowhere.txt beside the spec"),
+])  # fmt: skip
+def test_a_secret_that_is_not_there_is_told_before_anything_runs(
+    project: EngineProject, source: str, message: str
+) -> None:
+    plan = with_secret(project, source).plan()
+    assert [node.unavailable for node in plan.nodes] == [message, None]
+    with pytest.raises(UnavailableError, match=message):
+        project.apply(plan)
+    assert project.trace() == []
 
 
 def test_a_secret_that_is_too_short_is_refused(

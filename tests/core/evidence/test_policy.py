@@ -77,7 +77,7 @@ def test_the_environment_names_another_policy(project: Path, monkeypatch: pytest
     assert policy is not None
     assert policy.path == other
     monkeypatch.setenv("SHIPCTL_POLICY", "gone.yaml")
-    with pytest.raises(SpecError, match=r"^gone\.yaml: there is no such policy; name its file"):
+    with pytest.raises(SpecError, match=r"/gone\.yaml: there is no such policy; name its file"):
         find_policy(project)
 
 

@@ -111,7 +111,8 @@ def test_a_stranger_who_signs_is_named_with_those_who_are_trusted(package: Path)
     sign_package(package, OTHER)
     assert refused(package, "untrusted", TRUST) == (
         f"P was signed with key {OTHER.public.id}, which is not trusted here; trusted: {KEY.public.id}. Add the key to "
-        "the policy (or --key) if you know whose it is, else do not use this package"
+        "the policy (or --key) if you know whose it is, else do not use this package. (After a change of the key, "
+        "`sign` signs anew if its option `public_key` names it.)"
     )
 
 

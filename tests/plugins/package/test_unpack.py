@@ -142,7 +142,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "version": (relabel, "package.json says digits@2.0.0, and the package is called digits@1.0.0"),
     "model": (lie_about_the_model, "and says that it is"),
     "digest": (lie_about_a_digest, "digits@1.0.0: repository is"),
-    "path": (reach_outside, "names 'repository/../../../etc/passwd', which the package does not have like that"),
+    "path": (reach_outside, "what package.json says of repository is no triton-repository; package it again"),
     "kind": (another_kind, "what package.json says of data.golden is no dataset; package it again"),
     "format": (lambda document: document.update(format="other"), "is not a package manifest"),
 }  # fmt: skip

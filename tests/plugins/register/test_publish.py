@@ -75,7 +75,9 @@ def test_a_store_that_cannot_be_reached_stops_nothing_but_the_publication(
 def test_an_alias_that_looks_like_a_version_is_refused_at_its_line(
     project: EngineProject, key: PrivateKey
 ) -> None:
-    with pytest.raises(SpecError, match=r"spec\.yaml:\d+:\d+: the alias '2\.0\.0' looks like a version"):
+    with pytest.raises(
+        SpecError, match=r"spec\.yaml:\d+:\d+: '2\.0\.0' looks like a version, so it cannot be an alias"
+    ):
         publishing(project, alias="2.0.0").plan()
 
 

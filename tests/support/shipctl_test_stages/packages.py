@@ -17,7 +17,8 @@ from shipctl import (
     StageOutputs,
     Step,
 )
-from shipctl.stages.artifacts import ModelPackage
+from shipctl.evidence.package import PackagedArtifact
+from shipctl.stages.artifacts import FileEntry, ModelPackage
 from shipctl.stages.base import StageInputs
 from shipctl.testing.samples import SIGNATURE
 from shipctl_test_stages.artifacts import Thing
@@ -46,14 +47,26 @@ class MakePackage(Stage[Options, NoInputs, Outputs]):
     reads = ("metadata",)
 
     def run(self, inputs: NoInputs, ctx: StageContext) -> Outputs:
-        from support_signing import MODEL, make_package
+        from support_signing import MODEL, make_package, sha256
 
         self.options.began()
         name, version = str(ctx.objectives.metadata["name"]), str(ctx.objectives.metadata["version"])
-        extra = {"model/thing.txt": self.options.text.encode()}
-        folder = make_package(ctx.workdir / "package", name, version, provenance=False, extra=extra)
+        text = self.options.text.encode()
+        inside = Thing(files=(FileEntry(path="thing.txt", sha256=sha256(text), size=len(text)),))
+        folder = make_package(
+            ctx.workdir / "package",
+            name,
+            version,
+            provenance=False,
+            extra={"model/thing.txt": text},
+            artifacts=[
+                PackagedArtifact(
+                    role="data.thing", path="model", digest=inside.digest, manifest=inside.manifest()
+                )
+            ],
+        )
         thing = ctx.workdir / "thing.txt"
-        thing.write_text(self.options.text)
+        thing.write_bytes(text)
         package = ModelPackage.at(folder, name=name, version=version, model=MODEL, signature=SIGNATURE)
         return Outputs(package=package, thing=Thing.at(thing))
 

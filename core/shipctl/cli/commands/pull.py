@@ -61,6 +61,8 @@ def command(what: str, target: Path | None, form: str, **options: Any) -> None:
         manifest = read_manifest(package.path)
         goal = target or Path(f"{manifest.name}-{manifest.version}{'.tar' if form == 'tar' else ''}")
         _write(package.path, goal, form, manifest.name, manifest.version)
+    if package.retired:
+        output.complain(f"{manifest.reference} was retired", label="warning")
     who = (
         f"signed by {found.signer}"
         if found is not None

@@ -68,6 +68,8 @@ def command(
                 f"{package.digest} under that name; find out who changed the store",
                 "expected",
             )
+    if package.retired:
+        output.complain(f"{found.reference} was retired", label="warning")
     for line in _lines(found):
         output.result(line)
     output.document(VerifyDocument(what=what, at=moment, package=found))
