@@ -16,6 +16,7 @@ Only :mod:`~shipctl.testing.conformance` and :mod:`~shipctl.testing.fixtures` ne
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def __getattr__(name: str) -> Any:
         import pytest
 
         # its assertions then say what they compared, as those in a test file do
-        pytest.register_assert_rewrite("shipctl.testing.conformance")
+        if "shipctl.testing.conformance" not in sys.modules:
+            pytest.register_assert_rewrite("shipctl.testing.conformance")
         from shipctl.testing.conformance import StageConformance
 
         return StageConformance
