@@ -7,6 +7,12 @@ A stage is checked by one class::
     class TestMyStage(StageConformance):
         stage = "my-stage"
 
+a store by one that has a fixture `store`::
+
+    from shipctl.testing import StoreConformance
+
+    class TestMyStore(StoreConformance): ...
+
 and the fixtures come with one line in `conftest.py`::
 
     pytest_plugins = ["shipctl.testing.fixtures"]
@@ -17,26 +23,27 @@ Only :mod:`~shipctl.testing.conformance` and :mod:`~shipctl.testing.fixtures` ne
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shipctl.testing.conformance import StageConformance
     from shipctl.testing.samples import sealed, tiny_dataset, tiny_onnx_model
+    from shipctl.testing.stores import StoreConformance
 
-__all__ = ["StageConformance", "sealed", "tiny_dataset", "tiny_onnx_model"]
+__all__ = ["StageConformance", "StoreConformance", "sealed", "tiny_dataset", "tiny_onnx_model"]
+_SUITES = {"StageConformance": "shipctl.testing.conformance", "StoreConformance": "shipctl.testing.stores"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: `shipctl stages check` lives without pytest."""
-    if name == "StageConformance":
+    if name in _SUITES:
         import pytest
 
         # its assertions then say what they compared, as those in a test file do
-        if "shipctl.testing.conformance" not in sys.modules:
-            pytest.register_assert_rewrite("shipctl.testing.conformance")
-        from shipctl.testing.conformance import StageConformance
-
-        return StageConformance
+        if _SUITES[name] not in sys.modules:
+            pytest.register_assert_rewrite(_SUITES[name])
+        return getattr(import_module(_SUITES[name]), name)
     if name in __all__:
         from shipctl.testing import samples
 

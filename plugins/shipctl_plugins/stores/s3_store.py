@@ -47,8 +47,8 @@ class S3Store(ObjectStore):
 
     part_size: int = 16 << 20
     """Bytes per part of a large upload and per range of a large download; up to twice that moves in one piece."""
-    threads: int = 8
-    """How many parts and ranges move at a time, of all files together."""
+    threads: int = 4
+    """How many parts and ranges move at a time, of all files together; more cost processor time when receiving."""
     retries: Retries = Retries()
 
     def __init__(self, spec: StoreSpec, base: Path) -> None:
