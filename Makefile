@@ -91,6 +91,10 @@ bench: $(DEVELOPMENT) ## Measure the engine's own cost and shipctl's start, besi
 	$(BIN)/python benchmarks/startup.py $(ARGS)
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 
+.PHONY: bench-store
+bench-store: $(DEVELOPMENT) ## Measure publishing to S3 beside aws, boto3 and minio, on a RADOS gateway (make system-deps).
+	$(BIN)/python benchmarks/store.py $(ARGS)
+
 # Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test, ceph's
 # gateway is a real S3 server, skopeo reads what is packaged as an OCI image.
 SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo
