@@ -71,8 +71,8 @@ test: $(DEVELOPMENT) ## Run every test that this machine can run, with coverage.
 	$(PYTEST) -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(DEVELOPMENT) ## Run the quick tests: no PyTorch, no server, nothing slow. Less than a minute.
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not triton and not torch and not s3 and not mlflow" $(ARGS)
+test-fast: $(DEVELOPMENT) ## Run the quick tests: core and the command line, no plugins, no server. Less than a minute.
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not triton and not torch" tests/core tests/cli $(ARGS)
 
 .PHONY: lint
 lint: $(DEVELOPMENT) ## Check style, format, types, and who imports whom.

@@ -271,6 +271,7 @@ def test_a_rollback_checks_what_it_ships(project: EngineProject) -> None:
 
 
 @pytest.mark.parametrize("point", ["before preparing", "inside promoting", "hook release_stepped done"])
+@pytest.mark.slow
 def test_a_killed_rollback_is_gone_on_with(project: EngineProject, point: str) -> None:
     for version in ("1.0.0", "2.0.0", "3.0.0"):
         release(project, version).apply()
@@ -296,6 +297,7 @@ def test_a_release_that_was_killed_still_knows_what_served_before(project: Engin
 @pytest.mark.parametrize(
     "point", ["hook release_stepped aborting", "inside abort", "hook release_stepped rolled-back"]
 )
+@pytest.mark.slow
 def test_a_killed_abort_is_gone_on_with(project: EngineProject, point: str) -> None:
     release(project, "1.0.0").apply()
     release(project, "2.0.0", options="fail_at: done")
