@@ -84,8 +84,9 @@ class FileStore(ObjectStore):
         folder = prefix.rpartition("/")[0]
         place = self._path(folder) if folder else self.root
         with self._faults("list", prefix or "all"):
-            if not self.root.is_dir() and (self.root.exists() or self.root.is_symlink()):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
+            with suppress(FileNotFoundError):  # a store begins with its first object
+                if not stat.S_ISDIR(self.root.stat().st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
             yield from self._below(place, f"{folder}/" if folder else "", prefix)
 
     def _below(self, folder: Path, base: str, prefix: str) -> Iterator[ObjectInfo]:
