@@ -71,7 +71,7 @@ test: $(DEVELOPMENT) ## Run every test that this machine can run, with coverage.
 	$(PYTEST) -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(DEVELOPMENT) ## Run the quick tests: core and the command line, no plugins, no server. Less than a minute.
+test-fast: $(DEVELOPMENT) ## Run the quick tests: core and the command line, no plugins, no server. About a minute.
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not triton and not torch" tests/core tests/cli $(ARGS)
 
 .PHONY: lint
