@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -390,11 +390,43 @@ def _no_waiting(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leases, "_wait_for_collection", lambda *_: None)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("safeguard", [_no_leases, _no_waiting])
-def test_both_sides_have_to_look(safeguard: Callable[[pytest.MonkeyPatch], None]) -> None:
-    machine = type("Broken", (Machine,), {"missing": [safeguard]})
-    found = settings(ALL, max_examples=3000, phases=[Phase.generate], stateful_step_count=60)
-    with pytest.raises(AssertionError, match=r"^lost: "):
-        run_state_machine_as_test(machine, settings=found)
+def _publisher_first(machine: Machine) -> None:
+    """A publisher that has found its bytes there meets a whole collection."""
+    machine.publish(version="1.1.0", chosen={0}, register=True, outer=False, old=False)
+    machine.go_to(0, ("write", "manifests/"))
+    machine.collect()
+    machine.go_to_the_end(1)
+
+
+def _collector_first(machine: Machine) -> None:
+    """A collection that has looked at the leases meets a publisher."""
+    machine.collect()
+    machine.go_to(0, ("delete", "blobs/"))
+    machine.publish(version="1.1.0", chosen={0}, register=True, outer=False, old=False)
+    machine.go_to(1, ("write", "manifests/"))
+    machine.go_to_the_end(0)
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["without it", "with it"])
+@pytest.mark.parametrize(
+    ("safeguard", "meeting"), [(_no_leases, _publisher_first), (_no_waiting, _collector_first)]
+)
+def test_both_sides_have_to_look(
+    safeguard: Callable[[pytest.MonkeyPatch], None], meeting: Callable[[Machine], None], removed: bool
+) -> None:
+    machine = type("Met", (Machine,), {"missing": [safeguard] if removed else []})()
+    try:
+        machine.something_old_is_there(version="1.0.0", chosen={0})
+        meeting(machine)
+        while machine.working:
+            machine.go_to_the_end(0)
+        if removed:
+            with pytest.raises(AssertionError, match=r"^lost: "):
+                machine.nothing_is_lost()
+        else:
+            machine.nothing_is_lost()
+            assert "1.1.0" in machine.versions()
+    finally:
+        for work in machine.working:
+            work.process.kill()
+        machine.patch.undo()
