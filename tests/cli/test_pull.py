@@ -52,6 +52,18 @@ def test_what_is_not_signed_by_who_is_trusted_is_not_written(published: SamplePr
     assert not (published.root / "digits-1.0.0").exists()
 
 
+def test_a_registry_that_was_cut_since_it_was_looked_at_is_refused(
+    published: SampleProject, call: Call
+) -> None:
+    assert call("pull", "digits", "--key", "release.pub").exit_code == 0
+    log = published.root / ".shipctl/store/registry/digits"
+    max(log.iterdir()).unlink()
+    result = call("pull", "digits", "-o", "again", "--key", "release.pub")
+    assert result.exit_code == 1
+    assert "entries were taken away at its end" in result.stderr
+    assert not (published.root / "again").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

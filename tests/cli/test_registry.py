@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from shipctl.cli.registry_documents import REGISTRY_DOCUMENTS
+from shipctl.cli.documents.every import EVERY_DOCUMENT
 from shipctl.records import canonical_json
 from shipctl.store.models import Description, ModelRegistry
 from shipctl.testing.fixtures import SampleProject
@@ -410,7 +410,7 @@ def test_documents_fit_their_schema(registry: ModelRegistry, call: Call) -> None
         "registry-lineage": ["registry", "lineage", "digits"],
         "retire": ["retire", "digits@0.9.0"],
     }.items():
-        schema = REGISTRY_DOCUMENTS[name].model_json_schema(mode="serialization", by_alias=True)
+        schema = EVERY_DOCUMENT[name].model_json_schema(mode="serialization", by_alias=True)
         Draft202012Validator.check_schema(schema)
         assert schema["properties"]["schema"]["const"] == f"shipctl.{name}/1"
         Draft202012Validator(schema).validate(call(*arguments, "--json").document)

@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from shipctl.cli.document_list import EVERY_DOCUMENT
+from shipctl.cli.documents.every import EVERY_DOCUMENT
 from shipctl.testing.fixtures import SampleProject
 from support_cli import SPEC, Call, install
 

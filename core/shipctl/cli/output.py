@@ -121,3 +121,16 @@ def json_option(command: CommandT) -> CommandT:
         callback=_as_json,
         help="One JSON document on stdout, nothing else there.",
     )(command)
+
+
+def limit_option(what: str) -> Callable[[CommandT], CommandT]:
+    """Add ``-n``: of what is listed newest first, how many to show; ``what`` is its help."""
+    return click.option(
+        "-n",
+        "--limit",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=20,
+        show_default=True,
+        help=what,
+    )

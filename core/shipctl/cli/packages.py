@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shipctl.evidence.verify import Trust
     from shipctl.spec.models import StoreSpec
     from shipctl.store.depot import Depot
+    from shipctl.store.log import Heads
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -138,12 +139,12 @@ def laid_out(what: Named, store: tuple[StoreSpec, Path] | None, root: Path) -> I
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-", dir=beside)))
         local = LocalStore(project.store if beside else folder / "store")
         depot = stack.enter_context(open_depot(*store, local))
-        yield _fetched(what, depot, folder / "package")
+        yield _fetched(what, depot, folder / "package", project.heads())
 
 
-def _fetched(what: Named, depot: Depot, folder: Path) -> Given:
+def _fetched(what: Named, depot: Depot, folder: Path, heads: Heads | None) -> Given:
     from shipctl.stages.artifacts import ModelPackage
-    from shipctl.store.models import ModelRegistry
+    from shipctl.store.model_reading import ModelReader
 
     expect, retired = None, False
     if _DIGEST.fullmatch(what.reference):
@@ -154,7 +155,7 @@ def _fetched(what: Named, depot: Depot, folder: Path) -> Given:
             )
         package, label = depot.local.artifact(ModelPackage, manifest), what.text
     else:
-        version = ModelRegistry(depot.objects).find(what.reference)
+        version = ModelReader(depot.objects, heads=heads).find(what.reference)
         package, expect, retired = version.artifact(), version.reference, version.retired is not None
         label = f"{expect} in {depot.objects.uri}"
     depot.fetch(package.files)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shipctl.cli.documents import StageDocument, StageSummary
+from shipctl.cli.documents.stages import StageDocument, StageSummary
 from shipctl.engine.ports import input_ports, output_ports
 from shipctl.errors import PluginError, ShipctlError
 from shipctl.stages.base import ReleaseStage, Stage

@@ -13,14 +13,11 @@ from shipctl.cli.stores import chosen_project, chosen_store
 from shipctl.errors import SpecError
 
 if TYPE_CHECKING:
-    from shipctl.cli.documents import AuditLine
-    from shipctl.cli.registry_documents import ModelLine, VersionLine
+    from shipctl.cli.documents.audit import AuditLine
+    from shipctl.cli.documents.registry import ModelLine, VersionLine
     from shipctl.store.log import LogEntry
     from shipctl.store.model_state import AbTest
     from shipctl.store.models import ModelRegistry, RegisteredVersion
-
-HEADS = "heads.json"
-"""The file of `.shipctl` that remembers the ends of logs that were seen here."""
 
 
 @contextmanager
@@ -28,13 +25,11 @@ def opened_registry(
     store: str | None, spec: Path | None, environment: str | None, overrides: Sequence[str]
 ) -> Iterator[ModelRegistry]:
     """Give the registry of the store that is meant. In a project, the ends of its logs are remembered."""
-    from shipctl.store.log import Heads
     from shipctl.store.models import ModelRegistry
     from shipctl.store.objects import open_store
 
     chosen, base = chosen_store(store, spec, environment, overrides)
-    state = chosen_project(spec).state
-    heads = Heads(state / HEADS) if state.is_dir() else None
+    heads = chosen_project(spec).heads()
     with open_store(chosen, base) as objects:
         yield ModelRegistry(objects, heads=heads)
 
@@ -135,7 +130,7 @@ def ab_text(test: AbTest | None, name: str) -> str:
 
 def audit_line(entry: LogEntry) -> AuditLine:
     """Return an entry as the documents show it: without the state."""
-    from shipctl.cli.documents import AuditLine
+    from shipctl.cli.documents.audit import AuditLine
 
     return AuditLine(
         **entry.model_dump(exclude={"state", "nonce", "actor"}), actor=entry.actor, digest=entry.digest

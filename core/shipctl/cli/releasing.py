@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shipctl.cli.documents import ReleaseLine
+    from shipctl.cli.documents.runs import ReleaseLine
     from shipctl.release.records import ReleaseRecord
 
 
 def release_line(stage: str, target: str, record: ReleaseRecord, *, serves: bool) -> ReleaseLine:
     """Return a record as the documents show it."""
-    from shipctl.cli.documents import ReleaseLine
+    from shipctl.cli.documents.runs import ReleaseLine
 
     return ReleaseLine(
         stage=stage,

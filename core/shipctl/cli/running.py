@@ -77,7 +77,7 @@ def finish(output: Output, result: RunResult, hooks: Hooks) -> None:
     for problem in (*hooks.problems, *result.warnings):
         output.complain(str(problem), label="warning")
     if output.json:
-        from shipctl.cli.documents import RunDocument
+        from shipctl.cli.documents.runs import RunDocument
 
         output.document(RunDocument(**dict(result)))
     if result.exit_code:

@@ -96,7 +96,7 @@ def _run(
     except KeyboardInterrupt:
         recorder.end_run(RunInterruptedError.exit_code, "interrupted", {})
         raise
-    except BaseException as exc:
+    except BaseException as exc:  # also of SystemExit: no run may be left without an end in the journal
         recorder.end_run(EXIT_BUG, f"{type(exc).__name__}: {exc}", {})
         raise
     finally:
@@ -157,9 +157,9 @@ def _verdict(schedule: Schedule, ends: dict[str, NodeEnd]) -> tuple[int, str]:
     if not counts:
         done = sum(end.status == "done" for end in ends.values())
         rest = len(ends) - done
-        return 0, f"{done} done" + (
-            f", {rest} with nothing to do" if rest else ""
-        ) if done else "nothing to do"
+        if not done:
+            return 0, "nothing to do"
+        return 0, f"{done} done, {rest} with nothing to do" if rest else f"{done} done"
     rank = {code: index for index, code in enumerate(_SEVERITY)}
     name, end = min(counts, key=lambda item: rank.get(item[1].exit_code or 1, len(rank)))
     return end.exit_code or 1, f"{name}: {end.message}"

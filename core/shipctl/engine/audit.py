@@ -17,7 +17,7 @@ from shipctl.records import canonical_json, digest_of
 from shipctl.stages.artifacts import FileEntry
 from shipctl.store.depot import Depot, open_depot
 from shipctl.store.local import LocalStore
-from shipctl.store.log import Heads, audit
+from shipctl.store.log import audit
 
 if TYPE_CHECKING:
     from shipctl.engine.pipeline import Pipeline
@@ -60,7 +60,7 @@ class Auditor:
 
     def _write(self, depot: Depot, action: str, subject: str, details: Mapping[str, Any]) -> None:
         """Append an entry and remember it; a log that was cut is told, and still gets its entry."""
-        heads = Heads(self._pipeline.project.state / "heads.json")
+        heads = self._pipeline.project.heads()
         try:
             audit(depot.objects, heads=heads).head()
         except StoreError as exc:

@@ -133,7 +133,7 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
-            except BaseException:
+            except BaseException:  # whatever ended the block, half of it must not stay
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")

@@ -6,6 +6,10 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shipctl.store.log import Heads
 
 STATE = ".shipctl"
 _ROOT_MARKS = (STATE, ".git")
@@ -58,6 +62,12 @@ class Project:
     def work(self) -> Path:
         """Work directories of running stages."""
         return self.state / "work"
+
+    def heads(self) -> Heads | None:
+        """Return the ends of logs that were seen here; None while there is no state folder to keep them in."""
+        from shipctl.store.log import Heads
+
+        return Heads(self.state / "heads.json") if self.state.is_dir() else None
 
     def identity(self) -> str:
         """Return what tells this project from every other one, on any machine; it is made when first asked for."""

@@ -17,12 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from shipctl.engine.fingerprint import components, fingerprint
 from shipctl.engine.options import complete_options, partial_options
 from shipctl.engine.ports import bundle, input_ports
-from shipctl.engine.sources import registered_name
+from shipctl.engine.release_evidence import ReleaseEvidence
 from shipctl.engine.walk import NodeEnd
 from shipctl.errors import CorruptArtifactError, GateError, RunInterruptedError, ShipctlError, SpecError
-from shipctl.evidence.admission import admit
-from shipctl.evidence.policy import find_policy
-from shipctl.records import digest_of
 from shipctl.release.records import FileRecords, Records, ReleaseRecord
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Phase, ReleaseStage, Serving, StageInputs, Step
@@ -89,6 +86,7 @@ class Release:
         self.serves = type(stage).serves
         self._target_dir = pipeline.project.targets / self.target
         self._records = FileRecords(self._target_dir, pipeline.name, node.spec.id)
+        self._evidence = ReleaseEvidence(pipeline, node, self.target, serves=self.serves)
 
     @classmethod
     def planned(cls, pipeline: Pipeline, node: Node, ready: Ready | None) -> Release:
@@ -307,15 +305,14 @@ class Release:
         )
         inputs = self._open(record, drive.workdir)
         try:
-            record = self._admitted(record, inputs)
+            record = self._evidence.admitted(record, inputs)
         except GateError as exc:
-            drive.auditor.record(f"{record.intent} refused", self._subject(record), {"reason": str(exc)})
+            self._evidence.refused(record, str(exc), drive.auditor)
             if begin:
                 raise
             record = _with(record, phase=Phase.ABORTING, message=str(exc))
         if begin:
-            drive.auditor.begin(f"{record.intent} begun", self._subject(record), self._details(record))
-            self._refer(record, drive.auditor)
+            self._evidence.begun(record, self.records(), drive.auditor)
         state = self._stage.state_model.model_validate(record.state)
         self._save(record)
         attempts = 0
@@ -354,76 +351,12 @@ class Release:
             if not record.phase.is_final and drive.stop.wait(step.requeue):
                 message = f"interrupted at {record.phase}; the same command goes on from there"
                 raise RunInterruptedError(message)
-        drive.auditor.record(f"{record.intent} {record.phase}", self._subject(record), self._details(record))
-        self._refer(None, drive.auditor)
+        self._evidence.ended(record, self.records(), drive.auditor)
         return record
-
-    # -- evidence ------------------------------------------------------------------------------------------
 
     def doubt(self) -> str | None:
         """Return why what is in place would not be let begin today, or None. It is not touched for that."""
-        stable = self.records().stable
-        policy = find_policy(self._pipeline.project.root)
-        if stable is None or policy is None or not policy.required:
-            return None
-        what = f"{self._pipeline.name} {stable.version} on {self.target}"
-        if stable.admission is None:
-            return f"{what} was released without the signature that {policy.name} asks for"
-        trusted = {key.id for key in policy.trust.keys}
-        if not policy.trust.roots and stable.admission.signer not in trusted:
-            return (
-                f"{what} was signed by {stable.admission.signer}, whom {policy.name} does not trust any more"
-            )
-        return None
-
-    def _admitted(self, record: ReleaseRecord, inputs: StageInputs) -> ReleaseRecord:
-        """Return the record with what the policy found; the way back is never asked for again.
-
-        :raises GateError: if the policy says no
-        """
-        if record.phase is Phase.ABORTING:
-            return record
-        policy = find_policy(self._pipeline.project.root)
-        before = record.admission.verified if record.admission is not None else None
-        name = registered_name(self._pipeline.loaded) or self._pipeline.name
-        expect = f"{name}@{record.version}"
-        admission = admit(policy, _artifacts(inputs), expect=expect, verified=before)
-        return record.model_copy(update={"admission": admission or record.admission})
-
-    def _subject(self, record: ReleaseRecord) -> str:
-        return f"{self._pipeline.name}@{record.version}"
-
-    def _details(self, record: ReleaseRecord) -> dict[str, Any]:
-        return {
-            "stage": self._node.spec.id,
-            "target": self.target,
-            "environment": self._pipeline.loaded.environment,
-            "number": record.number,
-            "revision": record.revision,
-            "run": record.run,
-            "message": record.message,
-            "package": record.admission.package if record.admission is not None else None,
-            "signer": record.admission.signer if record.admission is not None else None,
-        }
-
-    def _refer(self, coming: ReleaseRecord | None, auditor: Auditor) -> None:
-        """Tell the store what this target needs: what serves, what is coming, what it would go back to."""
-        if not self.serves:
-            return
-        records = self.records()
-        needed = [item for item in (records.stable, coming, *records.way_back()[:1]) if item is not None]
-        manifests = [manifest for item in needed for bound in item.inputs.values() for manifest in bound]
-        serving = (
-            [] if records.stable is None else [m for bound in records.stable.inputs.values() for m in bound]
-        )
-        auditor.refer(
-            self._node.spec.id,
-            self.target,
-            serving=[digest_of(manifest) for manifest in serving],
-            manifests=[digest_of(manifest) for manifest in manifests],
-            files=sorted({entry["sha256"] for manifest in manifests for entry in manifest.get("files", ())}),
-            strict=coming is not None,
-        )
+        return self._evidence.doubt(self.records().stable)
 
     def _open(self, record: ReleaseRecord, workdir: Path) -> StageInputs:
         """Lay out the inputs. One that is damaged has no files then, which keeps no release from being aborted.
@@ -476,15 +409,6 @@ def _with(record: ReleaseRecord, **changes: Any) -> ReleaseRecord:
 def _failed(exc: Exception, *, aborting: bool, attempts: int) -> Step:
     text = str(exc) if isinstance(exc, ShipctlError) else f"{type(exc).__name__}: {exc}"
     return Step(phase=Phase.ABORTING, message=text, requeue=ABORT_DELAY * attempts if aborting else 0.0)
-
-
-def _artifacts(inputs: StageInputs) -> list[Artifact]:
-    """Return everything that the inputs of a stage hold."""
-    found: list[Artifact] = []
-    for name in type(inputs).model_fields:
-        value = getattr(inputs, name)
-        found += value if isinstance(value, list) else [value] if value is not None else []
-    return found
 
 
 def _bundle(stage: ReleaseStage[Any, Any, Any], inputs: Mapping[str, tuple[Artifact, ...]]) -> StageInputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,12 +86,10 @@ def _registered(uri: str, loaded: LoadedSpec, project: Project, store: LocalStor
     :raises SpecError: if it is not registered
     """
     from shipctl.store.depot import open_depot
-    from shipctl.store.log import Heads
-    from shipctl.store.models import ModelRegistry
+    from shipctl.store.model_reading import ModelReader
 
     with open_depot(store_or_default(loaded.spec.store), loaded.root, store) as depot:
-        heads = Heads(project.state / "heads.json") if project.state.is_dir() else None
-        version = ModelRegistry(depot.objects, heads=heads).resolve(uri.removeprefix(REGISTRY))
+        version = ModelReader(depot.objects, heads=project.heads()).resolve(uri.removeprefix(REGISTRY))
         package = store.artifact(ModelPackage, version.package)
         store.expect(package.files)
         return Source(package, {}, f"{REGISTRY}{version.name}@{version.version}")
@@ -128,8 +125,11 @@ def _fetched(uri: str, loaded: LoadedSpec, project: Project, cache: FileCache) -
             twin = Path(name) / "model"
             twin.mkdir()
             source.fetch(resolved, twin, base=loaded.root, store=store)
-            with suppress(FileExistsError, OSError):  # somebody else was as quick
+            try:
                 twin.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else somebody else was as quick
+                    raise
     named = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }

@@ -209,7 +209,7 @@ class WorkerPool:
         worker = worker or Worker(python, self._journal, self._run, call.threads)
         try:
             answer = worker.call(call, log=log, timeout=timeout, disk=disk, stop=self._stop)
-        except BaseException:
+        except BaseException:  # interrupted, too: nobody knows what the worker is at
             worker.close()
             raise
         if answer.error is not None or fresh:

@@ -22,13 +22,13 @@ from shipctl.evidence import contents
 from shipctl.evidence.dsse import PAYLOAD_TYPE, Envelope, fault_of, strict_base64, strict_json
 from shipctl.evidence.keys import SigningKey
 from shipctl.evidence.package import PROVENANCE, SIGNATURE, SIGNED_PROVENANCE, read_manifest
+from shipctl.evidence.provenance import STATEMENT_TYPE
 from shipctl.records import Record, canonical_json
 from shipctl.stages.artifacts import FileEntry
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 IGNORED_UPSTREAM = frozenset({".git", ".gitattributes", ".github", ".gitignore"})
 """What `model_signing` leaves out at the root of a model, and so would miss in a signature that has it."""

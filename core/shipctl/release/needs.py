@@ -28,5 +28,5 @@ def local_needs(targets: Path) -> set[str]:
 def _manifests(records: Records) -> list[dict[str, Any]]:
     latest = records.latest
     coming = latest if latest is not None and not latest.phase.is_final else None
-    kept = [item for item in (records.stable, coming, *records.way_back()) if item is not None]
-    return [manifest for item in kept for bound in item.inputs.values() for manifest in bound]
+    kept = (records.stable, coming, *records.way_back())
+    return [manifest for item in kept if item is not None for manifest in item.manifests]

@@ -48,6 +48,11 @@ class ReleaseRecord(Record):
         default=False, description="Whether it was left by a rollback after it was done."
     )
 
+    @property
+    def manifests(self) -> list[dict[str, Any]]:
+        """The manifests of all inputs."""
+        return [manifest for bound in self.inputs.values() for manifest in bound]
+
 
 class Records(Record):
     """All records of one pipeline's stage on one target, oldest first."""

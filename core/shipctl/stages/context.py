@@ -166,6 +166,12 @@ class ReleaseContext:
     """The spec's `store`, None for the project's own; see :func:`shipctl.store.depot.open_depot`."""
     base: Path = Path()
     """The folder that relative paths of the spec (and of its `store`) are relative to."""
+    environment: str | None = None
+    """The environment that is released to (`-e`), None for none."""
+    approved: Callable[[], frozenset[str]] = frozenset
+    """What people have approved of this release so far: `promote`, or `step 2` for the pause of that index."""
+    aborted: Callable[[], str | None] = field(default=lambda: None)
+    """Why somebody wants it aborted (`shipctl abort`), None if nobody does."""
     log: Callable[[str], None] = print
     now: Callable[[], float] = field(default=lambda: __import__("time").time())
     """The time in seconds since the epoch; tests replace it."""

@@ -17,7 +17,7 @@ from shipctl.errors import ShipctlError, StoreError
 from shipctl.store.deployments import DEPLOYMENTS
 from shipctl.store.leases import LEASES, LIFETIME, LeaseRecord
 from shipctl.store.log import Heads
-from shipctl.store.models import ModelRegistry
+from shipctl.store.model_reading import ModelReader
 from shipctl.store.objects import ObjectInfo, ObjectStore
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -88,7 +88,7 @@ def _add_leases(roots: Roots, objects: ObjectStore, now: float) -> None:
 
 def _add_versions(roots: Roots, objects: ObjectStore, retired_before: float, heads: Heads | None) -> None:
     try:
-        states = ModelRegistry(objects, heads=heads).states()
+        states = ModelReader(objects, heads=heads).states()
     except ShipctlError as exc:
         refuse(objects, "the registry", exc)
     for name, state in states.items():

@@ -27,7 +27,8 @@ from fnmatch import fnmatchcase
 from shipctl.errors import SpecError
 from shipctl.spec.problems import listed, near, shorten
 from shipctl.spec.units import Duration, Percentage, Rate, Size
-from shipctl.store.models import ModelRegistry, RegisteredVersion
+from shipctl.store.model_reading import ModelReader
+from shipctl.store.registered import RegisteredVersion
 from shipctl.store.versions import is_prerelease
 
 _COMPARISON = re.compile(r"([A-Za-z][\w.@/\[\]-]*)(>=|<=|!=|>|<|=)(.+)", re.DOTALL)
@@ -77,7 +78,7 @@ class Query:
         return all(term(candidate) for term in self._terms)
 
 
-def search(registry: ModelRegistry, query: str) -> list[RegisteredVersion]:
+def search(registry: ModelReader, query: str) -> list[RegisteredVersion]:
     """Return the versions of all models for which every word of the query holds, by name and then highest first.
 
     :raises SpecError: if the query has no meaning

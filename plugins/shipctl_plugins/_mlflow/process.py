@@ -55,7 +55,9 @@ class AgentProcess:
                 process.stdin.write(request)
                 process.stdin.flush()
                 line = _read_line(process, deadline)
-            except BaseException as exc:
+            except (
+                BaseException
+            ) as exc:  # interrupted, too: its answer would be taken for that to the next question
                 self.close()
                 if isinstance(exc, TimeoutError):
                     message = (

@@ -31,7 +31,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Gate (`scan.<name>`) to the rules whose findings it decides on."""
 _SHOWN = 3
-_SHOWN = 3
 
 
 class Gates:

@@ -245,10 +245,9 @@ def _opened(store: StoreSpec | None, base: Path, project: Path) -> Depot:
 
 def _registry(depot: Depot, ctx: ReleaseContext) -> ModelRegistry:
     from shipctl.engine.project import Project
-    from shipctl.store.log import Heads
     from shipctl.store.models import ModelRegistry
 
-    return ModelRegistry(depot.objects, heads=Heads(Project(ctx.project).state / "heads.json"))
+    return ModelRegistry(depot.objects, heads=Project(ctx.project).heads())
 
 
 def _next(state: PublishState, task: Task, **changes: object) -> PublishState:

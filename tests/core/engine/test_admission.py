@@ -214,6 +214,20 @@ def test_what_serves_and_would_not_be_let_begin_is_told(project: EngineProject, 
     assert "was released without the signature that" in run.result.warnings[0]
 
 
+def test_what_serves_and_was_signed_by_a_key_that_is_trusted_no_more_is_told(
+    project: EngineProject, key: PrivateKey
+) -> None:
+    policy(project, "keys: [release.pub]")
+    deploying(project).apply()
+    (project.root / "other.pub").write_text(PrivateKey.generate().public.pem())
+    policy(project, "keys: [other.pub]")
+    run = project.apply()
+    assert (run.code, run.statuses["deploy"]) == (0, "in-place")
+    place = project.root / "shipctl-policy.yaml"
+    told = f"demo 1.0.0 on desk was signed by {key.public.id}, whom {place} does not trust any more"
+    assert run.result.warnings == (told,)
+
+
 @pytest.mark.parametrize("value", ["", " "])
 def test_a_policy_variable_without_a_value_lets_nothing_begin(
     project: EngineProject, key: PrivateKey, monkeypatch: pytest.MonkeyPatch, value: str
@@ -350,6 +364,27 @@ def test_the_store_knows_what_a_target_needs(project: EngineProject, key: Privat
     assert not set(first[0].serving) & set(second[0].serving)
     operations.down(project.path, say=print)
     assert registry(project).deployments() == []
+
+
+def test_the_store_knows_what_is_coming_before_the_first_step(
+    project: EngineProject, key: PrivateKey
+) -> None:
+    deploying(project).apply()
+    (before,) = registry(project).deployments()
+    deploying(project, "1.1.0", "other")
+    kill = {"SHIPCTL_TEST_KILL": "before deploy"}
+    assert project.shipctl("apply", "spec.yaml", environ=kill)[0] == -9
+    (coming,) = registry(project).deployments()
+    assert coming.serving == before.serving
+    assert coming.digests > before.digests
+
+
+def test_the_store_keeps_what_a_paused_release_goes_on_with(project: EngineProject) -> None:
+    paused = "- {id: d, uses: file-deploy, with: {fail_at: shifting, fail_how: pause}}"
+    project.spec(f"- {{id: a, uses: make, with: {{text: aa}}}}\n{paused}")
+    assert project.apply().code == 6
+    (known,) = registry(project).deployments()
+    assert (known.serving, len(known.manifests)) == ((), 1)
 
 
 def test_a_publication_keeps_nothing_from_being_retired(project: EngineProject, key: PrivateKey) -> None:

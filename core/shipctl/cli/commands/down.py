@@ -28,7 +28,7 @@ def command(
     spec: Path | None, environment: str | None, overrides: tuple[str, ...], lock_timeout: float
 ) -> None:
     """Stop what a pipeline runs on its targets; artifacts and history stay, and `apply` starts it again."""
-    from shipctl.cli.documents import DownDocument
+    from shipctl.cli.documents.runs import DownDocument
     from shipctl.engine.operations import down
 
     output = Output.current()

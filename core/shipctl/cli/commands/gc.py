@@ -74,12 +74,11 @@ def command(
     going on refers to is never touched, nor are the registry and the audit log. If it cannot be told what one of them
     needs, nothing is deleted.
     """
-    from shipctl.cli.gc_documents import GcDocument
+    from shipctl.cli.documents.gc import GcDocument
     from shipctl.cli.stores import chosen_project, chosen_store
     from shipctl.engine.locks import project_lock
     from shipctl.release.needs import local_needs
     from shipctl.store.gc import collect
-    from shipctl.store.log import Heads
     from shipctl.store.objects import open_store
 
     output = Output.current()
@@ -102,7 +101,7 @@ def command(
                 keep_results=keep_results,
                 keep_retired=keep_retired,
                 dry_run=dry_run,
-                heads=Heads(project.state / "heads.json") if project.state.is_dir() else None,
+                heads=project.heads(),
             )
     for line in _lines(collected):
         output.result(line)

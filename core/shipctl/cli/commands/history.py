@@ -9,30 +9,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shipctl.cli.output import Output, common_options, json_option
+from shipctl.cli.output import Output, common_options, json_option, limit_option
 from shipctl.cli.planning import environment_options, spec_argument
 from shipctl.cli.releasing import release_line
 from shipctl.cli.specfile import find_spec
 from shipctl.errors import SpecError
 
-_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
-
 if TYPE_CHECKING:
-    from shipctl.cli.documents import ReleaseLine, RunLine
+    from shipctl.cli.documents.runs import ReleaseLine, RunLine
+
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @click.command("history")
 @spec_argument
 @environment_options
-@click.option(
-    "-n",
-    "--limit",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="How many of each to show.",
-)
+@limit_option("How many of each to show.")
 @click.option(
     "--audit",
     "audited",
@@ -64,7 +56,7 @@ def command(
         return
     if expect_head:
         raise SpecError("--expect-head goes with --audit")
-    from shipctl.cli.documents import HistoryDocument, RunLine
+    from shipctl.cli.documents.runs import HistoryDocument, RunLine
     from shipctl.engine.journal import Journal
     from shipctl.engine.operations import history
     from shipctl.engine.project import Project
@@ -100,23 +92,20 @@ def _audit(
     limit: int,
     expect_head: str | None,
 ) -> None:
-    from shipctl.cli.documents import AuditDocument, AuditLine
+    from shipctl.cli.documents.audit import AuditDocument
+    from shipctl.cli.registering import audit_line
     from shipctl.cli.stores import chosen_project, chosen_store
     from shipctl.report import text
-    from shipctl.store.log import Heads, audit
+    from shipctl.store.log import audit
     from shipctl.store.objects import open_store
 
     output = Output.current()
     store, base = chosen_store(None, spec, environment, overrides)
-    state = chosen_project(spec).state
-    heads = Heads(state / "heads.json") if state.is_dir() else None
+    heads = chosen_project(spec).heads()
     with open_store(store, base) as objects:
         entries = audit(objects, heads=heads).verify(expect_head=expect_head)
         uri = objects.uri
-    lines = [
-        AuditLine(**entry.model_dump(exclude={"state", "nonce"}), digest=entry.digest)
-        for entry in reversed(entries[-limit:])
-    ]
+    lines = [audit_line(entry) for entry in reversed(entries[-limit:])]
     for line in lines:
         details = ", ".join(
             f"{key} {_short(value)}" for key, value in line.details.items() if value or value == 0

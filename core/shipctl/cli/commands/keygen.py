@@ -37,7 +37,7 @@ def command(path: Path, algorithm: str, password_file: Path | None) -> None:
 
     Nothing is overwritten. In a spec the private key is a secret, in a policy the public one is trusted.
     """
-    from shipctl.cli.verify_documents import KeygenDocument
+    from shipctl.cli.documents.packages import KeygenDocument
     from shipctl.evidence.keys import ALGORITHMS, PrivateKey
 
     output = Output.current()

@@ -63,7 +63,7 @@ def command(
     if file is not None:
         output.say(f"written to {file}; carry it out with `{shlex.join(['shipctl', 'apply', str(file)])}`")
     if output.json:
-        from shipctl.cli.documents import PlanDocument
+        from shipctl.cli.documents.runs import PlanDocument
 
         output.document(
             PlanDocument(

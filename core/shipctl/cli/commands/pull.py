@@ -44,9 +44,9 @@ def command(what: str, target: Path | None, form: str, **options: Any) -> None:
     (s3://bucket/prefix/NAME@VERSION). It is verified against the keys that are given, or else the policy; without
     either, its bytes are compared with their digests, and that is said.
     """
+    from shipctl.cli.documents.packages import PullDocument
     from shipctl.cli.packages import laid_out, named, store_of
     from shipctl.cli.stores import chosen_project
-    from shipctl.cli.verify_documents import PullDocument
     from shipctl.evidence.package import read_manifest
 
     output = Output.current()

@@ -31,7 +31,7 @@ def command(run: str | None, file: Path | None) -> None:
     artifacts with their digests, and the steps of releases. With --json the same data, and no page unless -o
     asks for it.
     """
-    from shipctl.cli.documents import ReportDocument
+    from shipctl.cli.documents.runs import ReportDocument
     from shipctl.engine.project import Project
     from shipctl.report.build import build_report
 

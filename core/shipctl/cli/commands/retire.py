@@ -32,7 +32,7 @@ def command(
     Refused while an alias, an A/B test or a deployment needs it. What is deployed is never touched, with --force
     neither. The files stay until `shipctl gc` finds that the version was retired for long enough.
     """
-    from shipctl.cli.registry_documents import RetireDocument
+    from shipctl.cli.documents.registry import RetireDocument
 
     output = Output.current()
     with opened_registry(store, spec, environment, overrides) as registry:

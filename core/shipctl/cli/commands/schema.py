@@ -55,7 +55,7 @@ def _schema(name: str, output: Output) -> dict[str, Any]:
         return spec_schema(
             {name: stage.options_model.model_json_schema() for name, stage in survey.classes.items()}
         )
-    from shipctl.cli.document_list import EVERY_DOCUMENT
+    from shipctl.cli.documents.every import EVERY_DOCUMENT
 
     if name not in EVERY_DOCUMENT:
         message = f"there is no schema of {name!r}; there is one of spec, {', '.join(EVERY_DOCUMENT)}"

@@ -14,7 +14,7 @@ from shipctl.cli.types import PATH
 from shipctl.errors import PluginError, SpecError
 
 if TYPE_CHECKING:
-    from shipctl.cli.documents import StageDocument
+    from shipctl.cli.documents.stages import StageDocument
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _KINDS = {"broken": "red", "release": "cyan"}
@@ -34,7 +34,7 @@ def command(ctx: click.Context) -> None:
 @common_options
 def list_stages() -> None:
     """List the installed stages; one that does not import says why."""
-    from shipctl.cli.documents import StagesDocument
+    from shipctl.cli.documents.stages import StagesDocument
     from shipctl.cli.plugins import load_all, summaries
     from shipctl.stages.registry import Registry
 
@@ -74,7 +74,7 @@ def check_stages(name: str | None) -> None:
     Imports and looks at one stage or all of them; ends with 3 if anything is wrong. How a stage behaves is for its own
     tests to say: see `shipctl.testing`.
     """
-    from shipctl.cli.documents import StagesDocument
+    from shipctl.cli.documents.stages import StagesDocument
     from shipctl.cli.plugins import load_all, summaries
     from shipctl.stages.registry import Registry
 

@@ -14,7 +14,7 @@ from shipctl.cli.releasing import release_line
 from shipctl.cli.specfile import find_spec
 
 if TYPE_CHECKING:
-    from shipctl.cli.documents import TargetLine
+    from shipctl.cli.documents.runs import TargetLine
     from shipctl.stages.base import Serving
 
 
@@ -28,7 +28,7 @@ def command(spec: Path | None, environment: str | None, overrides: tuple[str, ..
 
     The targets of the spec's release stages are asked; nothing is changed.
     """
-    from shipctl.cli.documents import StatusDocument, TargetLine
+    from shipctl.cli.documents.runs import StatusDocument, TargetLine
     from shipctl.engine.operations import status
 
     output = Output.current()

@@ -14,7 +14,7 @@ from shipctl.cli.types import PATH
 from shipctl.errors import ShipctlError
 
 if TYPE_CHECKING:
-    from shipctl.cli.documents import ValidateDocument
+    from shipctl.cli.documents.runs import ValidateDocument
 
 
 @click.command("validate")
@@ -48,7 +48,7 @@ def command(specs: tuple[Path, ...]) -> None:
 
 
 def _document(found: Sequence[Path], wrong: Mapping[Path, ShipctlError]) -> ValidateDocument:
-    from shipctl.cli.documents import SpecCheck, SpecProblem, ValidateDocument
+    from shipctl.cli.documents.runs import SpecCheck, SpecProblem, ValidateDocument
 
     return ValidateDocument(
         valid=not wrong,

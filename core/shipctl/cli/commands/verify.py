@@ -47,9 +47,9 @@ def command(
     the registry (NAME@VERSION, NAME@ALIAS). Every byte is read; nothing but the store is asked, and that only for the
     last two. With --key or --certificates only these are trusted, else the policy decides.
     """
+    from shipctl.cli.documents.packages import VerifyDocument
     from shipctl.cli.packages import laid_out, named, store_of, trust_of
     from shipctl.cli.stores import chosen_project
-    from shipctl.cli.verify_documents import VerifyDocument
     from shipctl.evidence.verify import verify_package
 
     output = Output.current()

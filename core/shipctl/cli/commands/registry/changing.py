@@ -26,7 +26,7 @@ def _changed(registry: ModelRegistry, name: str, message: str, *, changed: bool)
 
 
 def _document(registry: ModelRegistry, name: str, message: str, *, changed: bool) -> None:
-    from shipctl.cli.registry_documents import ModelLine, RegistryChangeDocument
+    from shipctl.cli.documents.registry import ModelLine, RegistryChangeDocument
 
     output = Output.current()
     if output.json:

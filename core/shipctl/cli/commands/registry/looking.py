@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shipctl.cli.output import Output, common_options, json_option
+from shipctl.cli.output import Output, common_options, json_option, limit_option
 from shipctl.cli.registering import (
     ab_text,
     audit_line,
@@ -22,7 +22,8 @@ from shipctl.cli.registering import (
 from shipctl.cli.stores import store_options
 
 if TYPE_CHECKING:
-    from shipctl.store.models import ModelRegistry, RegisteredVersion
+    from shipctl.store.model_reading import ModelReader
+    from shipctl.store.registered import RegisteredVersion
 
 
 @click.command("list")
@@ -46,7 +47,7 @@ def list_models(
     overrides: tuple[str, ...],
 ) -> None:
     """List models, their highest versions, aliases."""
-    from shipctl.cli.registry_documents import ModelLine, RegistryListDocument
+    from shipctl.cli.documents.registry import ModelLine, RegistryListDocument
 
     output = Output.current()
     with opened_registry(store, spec, environment, overrides) as registry:
@@ -92,8 +93,8 @@ def show(
             _show_model(registry, reference)
 
 
-def _show_model(registry: ModelRegistry, name: str) -> None:
-    from shipctl.cli.registry_documents import ModelLine, RegistryModelDocument, VersionLine
+def _show_model(registry: ModelReader, name: str) -> None:
+    from shipctl.cli.documents.registry import ModelLine, RegistryModelDocument, VersionLine
     from shipctl.store.model_state import check_name
 
     output = Output.current()
@@ -109,8 +110,8 @@ def _show_model(registry: ModelRegistry, name: str) -> None:
     output.document(RegistryModelDocument(store=registry.objects.uri, model=model, versions=versions))
 
 
-def _show_version(registry: ModelRegistry, reference: str) -> None:
-    from shipctl.cli.registry_documents import RegistryVersionDocument, VersionLine
+def _show_version(registry: ModelReader, reference: str) -> None:
+    from shipctl.cli.documents.registry import RegistryVersionDocument, VersionLine
 
     output = Output.current()
     version = registry.find(reference)
@@ -130,15 +131,7 @@ def _show_version(registry: ModelRegistry, reference: str) -> None:
 
 @click.command("history")
 @click.argument("name")
-@click.option(
-    "-n",
-    "--limit",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="How many entries.",
-)
+@limit_option("How many entries.")
 @click.option(
     "--expect-head",
     metavar="DIGEST",
@@ -160,7 +153,7 @@ def history(
 
     All entries are verified: they are chained by their digests, so that one that was changed or taken out is found.
     """
-    from shipctl.cli.registry_documents import RegistryHistoryDocument
+    from shipctl.cli.documents.registry import RegistryHistoryDocument
 
     output = Output.current()
     with opened_registry(store, spec, environment, overrides) as registry:
@@ -206,7 +199,7 @@ def search_versions(
 
     Quote what your shell would read itself: shipctl registry search 'accuracy>=0.97 stage:production'
     """  # noqa: D301  (\b is click's)
-    from shipctl.cli.registry_documents import RegistrySearchDocument, VersionLine
+    from shipctl.cli.documents.registry import RegistrySearchDocument, VersionLine
     from shipctl.store.search import search
 
     output = Output.current()
@@ -234,7 +227,7 @@ def lineage(
 
     That is: spec, data, run and parents. Also what came after it.
     """
-    from shipctl.cli.registry_documents import RegistryLineageDocument
+    from shipctl.cli.documents.registry import RegistryLineageDocument
 
     output = Output.current()
     with opened_registry(store, spec, environment, overrides) as registry:

@@ -1,4 +1,4 @@
-"""The JSON document of `shipctl gc`."""
+"""The document of `shipctl gc`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from shipctl.cli.documents import Document
+from shipctl.cli.documents.base import Document, named
 from shipctl.store.gc import Collected
 
 
 class GcDocument(Document):
     """`shipctl gc --json`."""
 
-    document: Literal["shipctl.gc/1"] = Field(
-        default="shipctl.gc/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.gc/1"] = named("shipctl.gc/1")
     collected: Collected = Field(description="What was deleted, and what stays.")

@@ -1,4 +1,4 @@
-"""The JSON documents of `shipctl registry … --json` and `shipctl retire --json`. Times are seconds since the epoch."""
+"""Documents of `shipctl registry …` and `shipctl retire`. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from shipctl.cli.documents import AuditLine, Document
+from shipctl.cli.documents.audit import AuditLine
+from shipctl.cli.documents.base import StoreDocument, named
 from shipctl.records import Record
 from shipctl.store.deployments import Deployment
 from shipctl.store.log import Actor
@@ -73,83 +74,62 @@ class ModelLine(Record):
         )
 
 
-class RegistryListDocument(Document):
+class RegistryListDocument(StoreDocument):
     """`shipctl registry list --json`."""
 
-    document: Literal["shipctl.registry-list/1"] = Field(
-        default="shipctl.registry-list/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-list/1"] = named("shipctl.registry-list/1")
     models: tuple[ModelLine, ...] = Field(description="Models by name.")
 
 
-class RegistryModelDocument(Document):
+class RegistryModelDocument(StoreDocument):
     """`shipctl registry show NAME --json`."""
 
-    document: Literal["shipctl.registry-model/1"] = Field(
-        default="shipctl.registry-model/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-model/1"] = named("shipctl.registry-model/1")
     model: ModelLine = Field(description="The model.")
     versions: tuple[VersionLine, ...] = Field(description="All versions, highest first.")
 
 
-class RegistryVersionDocument(Document):
+class RegistryVersionDocument(StoreDocument):
     """`shipctl registry show NAME@REF --json`."""
 
-    document: Literal["shipctl.registry-version/1"] = Field(
-        default="shipctl.registry-version/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-version/1"] = named("shipctl.registry-version/1")
     version: VersionLine = Field(description="The version.")
     package: dict[str, Any] = Field(description="Manifest of the package.")
     contains: dict[str, str] = Field(description="What is in the package: role to artifact digest.")
     lineage: dict[str, Any] = Field(description="Where it comes from.")
 
 
-class RegistryHistoryDocument(Document):
+class RegistryHistoryDocument(StoreDocument):
     """`shipctl registry history NAME --json`."""
 
-    document: Literal["shipctl.registry-history/1"] = Field(
-        default="shipctl.registry-history/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-history/1"] = named("shipctl.registry-history/1")
     name: str = Field(description="The model.")
     total: int = Field(description="Number of entries.")
     head: str = Field(description="SHA-256 (hex) of the newest entry, to be noted elsewhere.")
     entries: tuple[AuditLine, ...] = Field(description="The newest entries, newest first.")
 
 
-class RegistryChangeDocument(Document):
+class RegistryChangeDocument(StoreDocument):
     """`shipctl registry alias`, `stage`, `tag` and `ab` with `--json`."""
 
-    document: Literal["shipctl.registry-change/1"] = Field(
-        default="shipctl.registry-change/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-change/1"] = named("shipctl.registry-change/1")
     changed: bool = Field(description="Whether it was not so before.")
     message: str = Field(description="What a person is told.")
     model: ModelLine = Field(description="The model after it.")
 
 
-class RegistrySearchDocument(Document):
+class RegistrySearchDocument(StoreDocument):
     """`shipctl registry search --json`."""
 
-    document: Literal["shipctl.registry-search/1"] = Field(
-        default="shipctl.registry-search/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-search/1"] = named("shipctl.registry-search/1")
     query: str = Field(description="What was searched for.")
     versions: tuple[VersionLine, ...] = Field(description="What was found, by name and then highest first.")
 
 
-class RegistryLineageDocument(Document):
+class RegistryLineageDocument(StoreDocument):
     """`shipctl registry lineage NAME@REF --json`."""
 
-    document: Literal["shipctl.registry-lineage/1"] = Field(
-        default="shipctl.registry-lineage/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.registry-lineage/1"] = named("shipctl.registry-lineage/1")
     name: str = Field(description="The model.")
     version: str = Field(description="The version.")
     digest: str = Field(description="Digest of its package.")
@@ -160,13 +140,10 @@ class RegistryLineageDocument(Document):
     children: tuple[str, ...] = Field(description="The versions that came after it.")
 
 
-class RetireDocument(Document):
+class RetireDocument(StoreDocument):
     """`shipctl retire --json`."""
 
-    document: Literal["shipctl.retire/1"] = Field(
-        default="shipctl.retire/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store.")
+    document: Literal["shipctl.retire/1"] = named("shipctl.retire/1")
     name: str = Field(description="The model.")
     version: str = Field(description="The version.")
     changed: bool = Field(description="Whether it was not retired before.")
@@ -175,16 +152,3 @@ class RetireDocument(Document):
     deployments: tuple[Deployment, ...] = Field(
         description="Those that need it still; they were left as they are."
     )
-
-
-REGISTRY_DOCUMENTS: dict[str, type[Document]] = {
-    "registry-list": RegistryListDocument,
-    "registry-model": RegistryModelDocument,
-    "registry-version": RegistryVersionDocument,
-    "registry-history": RegistryHistoryDocument,
-    "registry-change": RegistryChangeDocument,
-    "registry-search": RegistrySearchDocument,
-    "registry-lineage": RegistryLineageDocument,
-    "retire": RetireDocument,
-}
-"""Document by the name in its ``schema``."""

@@ -1,34 +1,22 @@
-"""The JSON documents of ``--json``: one record per command.
-
-``schema`` names the document and its version; within a version fields are added, never renamed or removed.
-`shipctl schema --of NAME` prints the JSON schema of each.
-"""
+"""Documents about specs, plans, runs and what targets serve."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from shipctl.cli.documents.base import Document, named
 from shipctl.records import Record
 from shipctl.report.data import RunReport
 from shipctl.stages.base import Serving
 from shipctl.stages.events import PlannedNode, Status
-from shipctl.store.log import Actor
-
-
-class Document(Record):
-    """Base of the documents: ``schema`` is the key in JSON, ``document`` the field (pydantic keeps the other name)."""
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
 
 class ErrorDocument(Document):
     """What is printed instead when a command fails."""
 
-    document: Literal["shipctl.error/1"] = Field(
-        default="shipctl.error/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.error/1"] = named("shipctl.error/1")
     exit_code: int = Field(description="What the process exits with.")
     message: str = Field(description="The same text that stands on stderr.")
 
@@ -56,9 +44,7 @@ class SpecProblem(Record):
 class ValidateDocument(Document):
     """`shipctl validate --json`."""
 
-    document: Literal["shipctl.validate/1"] = Field(
-        default="shipctl.validate/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.validate/1"] = named("shipctl.validate/1")
     valid: bool = Field(description="Whether all specs are.")
     specs: tuple[SpecCheck, ...] = Field(description="The specs in the order in which they were given.")
 
@@ -66,9 +52,7 @@ class ValidateDocument(Document):
 class PlanDocument(Document):
     """`shipctl plan --json`."""
 
-    document: Literal["shipctl.plan/1"] = Field(
-        default="shipctl.plan/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.plan/1"] = named("shipctl.plan/1")
     pipeline: str = Field(description="metadata.name.")
     version: str = Field(description="metadata.version.")
     digest: str = Field(description="The plan's digest.")
@@ -80,9 +64,7 @@ class PlanDocument(Document):
 class RunDocument(Document):
     """`shipctl apply --json`, `rollback --json`, `down --json`."""
 
-    document: Literal["shipctl.run/1"] = Field(
-        default="shipctl.run/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.run/1"] = named("shipctl.run/1")
     run: str = Field(description="The run's id, for `shipctl report`.")
     exit_code: int = Field(description="What the process exits with.")
     message: str = Field(description="One line for a person.")
@@ -103,18 +85,14 @@ class TargetLine(Record):
 class StatusDocument(Document):
     """`shipctl status --json`."""
 
-    document: Literal["shipctl.status/1"] = Field(
-        default="shipctl.status/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.status/1"] = named("shipctl.status/1")
     targets: tuple[TargetLine, ...] = Field(description="By release stage.")
 
 
 class DownDocument(Document):
     """`shipctl down --json`."""
 
-    document: Literal["shipctl.down/1"] = Field(
-        default="shipctl.down/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.down/1"] = named("shipctl.down/1")
     stopped: tuple[str, ...] = Field(description="A line for everything that was stopped.")
 
 
@@ -154,95 +132,15 @@ class ReleaseLine(Record):
 class HistoryDocument(Document):
     """`shipctl history --json`."""
 
-    document: Literal["shipctl.history/1"] = Field(
-        default="shipctl.history/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.history/1"] = named("shipctl.history/1")
     runs: tuple[RunLine, ...] = Field(description="Runs, newest first.")
     releases: tuple[ReleaseLine, ...] = Field(
         description="Releases of the spec, newest first; none if it releases nothing."
     )
 
 
-class AuditLine(Record):
-    """One entry of the audit log."""
-
-    number: int = Field(description="Counts the entries from 1.")
-    previous: str = Field(description="SHA-256 (hex) of the entry before it, empty for the first.")
-    digest: str = Field(description="SHA-256 (hex) of this entry.")
-    time: float = Field(description="Seconds since the epoch.")
-    actor: Actor = Field(description="Who did it.")
-    action: str = Field(description="What was done.")
-    subject: str = Field(description="What it was done to.")
-    details: dict[str, Any] = Field(description="What was done in particular.")
-
-
-class AuditDocument(Document):
-    """`shipctl history --audit --json`."""
-
-    document: Literal["shipctl.audit/1"] = Field(
-        default="shipctl.audit/1", alias="schema", description="Name and version."
-    )
-    store: str = Field(description="URI of the store that keeps the log.")
-    total: int = Field(description="Number of entries.")
-    head: str | None = Field(description="SHA-256 (hex) of the newest entry, to be noted elsewhere.")
-    entries: tuple[AuditLine, ...] = Field(description="The newest entries, newest first.")
-
-
 class ReportDocument(Document):
     """`shipctl report --json`."""
 
-    document: Literal["shipctl.report/1"] = Field(
-        default="shipctl.report/1", alias="schema", description="Name and version."
-    )
+    document: Literal["shipctl.report/1"] = named("shipctl.report/1")
     report: RunReport = Field(description="Everything that the page shows.")
-
-
-class StageSummary(Record):
-    """One installed stage."""
-
-    name: str = Field(description="What `uses:` says.")
-    summary: str = Field(description="One line; empty if it does not import.")
-    kind: str = Field(description="transform, check, release or broken.")
-    distribution: str = Field(description="Name and version of the distribution that brings it.")
-    module: str = Field(description="Where the class is.")
-    problems: tuple[str, ...] = Field(default=(), description="What is wrong with it.")
-
-
-class StagesDocument(Document):
-    """`shipctl stages list --json` and `shipctl stages check --json`."""
-
-    document: Literal["shipctl.stages/1"] = Field(
-        default="shipctl.stages/1", alias="schema", description="Name and version."
-    )
-    stages: tuple[StageSummary, ...] = Field(description="All installed stages by name.")
-
-
-class StageDocument(Document):
-    """`shipctl stages describe NAME --json`."""
-
-    document: Literal["shipctl.stage/1"] = Field(
-        default="shipctl.stage/1", alias="schema", description="Name and version."
-    )
-    stage: StageSummary = Field(description="What the list says about it.")
-    description: str = Field(description="The whole description.")
-    inputs: dict[str, str] = Field(description="Input to the kinds that fit.")
-    outputs: dict[str, str] = Field(description="Output to its kind.")
-    options: dict[str, Any] = Field(description="JSON schema of what stands below `with:`.")
-    metrics: tuple[str, ...] = Field(description="Metrics in its reports.")
-    requires: dict[str, str] = Field(description="Module to what brings it.")
-
-
-DOCUMENTS: dict[str, type[Document]] = {
-    "error": ErrorDocument,
-    "validate": ValidateDocument,
-    "plan": PlanDocument,
-    "run": RunDocument,
-    "status": StatusDocument,
-    "down": DownDocument,
-    "history": HistoryDocument,
-    "audit": AuditDocument,
-    "report": ReportDocument,
-    "stages": StagesDocument,
-    "stage": StageDocument,
-}
-"""Document by the name in its ``schema``."""
