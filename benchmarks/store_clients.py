@@ -22,7 +22,7 @@ from shipctl.store.depot import open_depot
 from shipctl.store.local import LocalStore
 
 THREADS = 16
-PART = 16 << 20
+PART = 32 << 20
 _FEW = 16
 """From so many files on, they go side by side."""
 File = tuple[str, str, int]
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def shipctl_publish(files: list[File], prefix: str, folder: Path) -> None:
-    """Publish as `shipctl apply` does: verify, ask what is there, send the rest, then the manifest."""
+    """Publish as `shipctl apply` does: ask what is there, send the rest and verify it meanwhile, then the manifest."""
     entries = tuple(FileEntry(path=Path(path).name, sha256=sha256, size=size) for path, sha256, size in files)
     spec = StoreSpec(uri=f"s3://{os.environ['BUCKET']}/{prefix}")
     with open_depot(spec, folder, LocalStore(folder)) as depot:
@@ -58,7 +58,7 @@ def minio_publish(files: list[File], prefix: str, _folder: Path) -> None:
 
 def tuned_publish(files: list[File], prefix: str, _folder: Path) -> None:
     """The same with the parts that shipctl makes, as many at a time."""
-    _minio_publish(files, prefix, part_size=PART, num_parallel_uploads=8)
+    _minio_publish(files, prefix, part_size=PART, num_parallel_uploads=4)
 
 
 def _minio_publish(files: list[File], prefix: str, **settings: int) -> None:

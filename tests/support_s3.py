@@ -105,6 +105,7 @@ class SmallParts(S3Store):
     """Moves small files as it would large ones, and is not patient."""
 
     part_size = 256 * 1024
+    in_one = 2 * part_size
     retries = Retries(attempts=4, first=0.01)
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from shipctl.errors import StoreError
+from shipctl.errors import CorruptArtifactError, StoreError
 from shipctl.spec.models import StoreSpec
 from shipctl.stages.artifacts import FileEntry
 from shipctl.store.local import LocalStore
@@ -78,8 +78,10 @@ class MemoryStore(ObjectStore):
     ) -> None:
         self.before("upload", key)
         data = source.read_bytes()
-        if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        if len(data) != size:
             raise StoreError(f"{source} changed")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CorruptArtifactError(f"{source} is damaged", sha256)
         with self.shelf.lock:
             self.shelf.objects[key] = (data, self.shelf.now)
         moved(size)

@@ -7,8 +7,8 @@
     registry/…  audit/…  deployments/<id>.json      what refers to manifests (see the modules of those names)
     leases/<id>.json  gc/lock                       see :mod:`shipctl.store.leases`
 
-A file is hashed here before it is sent and after it was fetched. Files go side by side; how a large one goes in parts
-is the store's business.
+A file is hashed as it is sent, by the store, and here after it was fetched. Files go side by side; how a large one goes
+in parts is the store's business.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from shipctl.store import leases
 from shipctl.store.files import hash_file, temporary_in
 from shipctl.store.leases import Lease
 from shipctl.store.local import LocalStore, Result, read_result, result_body
-from shipctl.store.objects import Moved, ObjectStore, open_store
+from shipctl.store.objects import Moved, ObjectStore, open_store, unheard
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -58,10 +58,6 @@ class Transferred(NamedTuple):
     sent_bytes: int
     reused: int
     reused_bytes: int
-
-
-def _nothing(_count: int) -> None:
-    """Take no notice."""
 
 
 def blob_key(sha256: str) -> str:
@@ -114,9 +110,9 @@ class Depot:
     # -- files ---------------------------------------------------------------------------------------------
 
     def push(
-        self, files: Sequence[FileEntry], *, moved: Moved = _nothing, known: Collection[str] = ()
+        self, files: Sequence[FileEntry], *, moved: Moved = unheard, known: Collection[str] = ()
     ) -> Transferred:
-        """Send files of the local store that the object store lacks, each digest once, after verifying every byte.
+        """Send files of the local store that the object store lacks, each digest once, every byte verified.
 
         What will refer to them has to be written inside of the same :meth:`leased`. ``known`` holds digests that a
         manifest, read there, vouches for: they are not asked for. ``moved`` hears of sent bytes only.
@@ -129,15 +125,23 @@ class Depot:
         missing = [entry for key, entry in wanted.items() if key not in known and key not in there]
 
         def send(entry: FileEntry, moved: Moved) -> None:
-            source = self.local.verify(entry)
-            self.objects.upload(
-                blob_key(entry.sha256), source, sha256=entry.sha256, size=entry.size, moved=moved
-            )
+            self._send(blob_key(entry.sha256), entry, moved)
 
         self._side_by_side(send, missing, moved)
         return _counted(wanted, missing)
 
-    def fetch(self, files: Sequence[FileEntry], *, moved: Moved = _nothing) -> Transferred:
+    def _send(self, key: str, entry: FileEntry, moved: Moved) -> None:
+        """Let the store read the file, and only if that fails for its sake read it here: to say which file it is."""
+        source = self.local.blob(entry.sha256)
+        if not LocalStore.has_files(self.local, [entry]):  # here, whatever could be fetched
+            self.local.verify(entry)
+        try:
+            self.objects.upload(key, source, sha256=entry.sha256, size=entry.size, moved=moved)
+        except CorruptArtifactError:
+            self.local.verify(entry)
+            raise
+
+    def fetch(self, files: Sequence[FileEntry], *, moved: Moved = unheard) -> Transferred:
         """Bring files into the local store that it lacks; none counts before its bytes have the right digest.
 
         :raises CorruptArtifactError: if the store's file is missing, or differs from its digest
@@ -194,7 +198,7 @@ class Depot:
             found = self.objects.stat(blob_key(entry.sha256))
             return entry.sha256 if found is not None and found.size == entry.size else None
 
-        return there.union(filter(None, self._side_by_side(look, asked, _nothing)))
+        return there.union(filter(None, self._side_by_side(look, asked, unheard)))
 
     def _side_by_side(
         self, work: Callable[[ItemT, Moved], ResultT], items: Sequence[ItemT], moved: Moved
@@ -245,7 +249,7 @@ class Depot:
     # -- artifacts -----------------------------------------------------------------------------------------
 
     def publish(
-        self, artifact: Artifact, *, moved: Moved = _nothing, known: Collection[str] = ()
+        self, artifact: Artifact, *, moved: Moved = unheard, known: Collection[str] = ()
     ) -> Transferred:
         """Send an artifact's files and then its manifest: who finds that can rely on all of it.
 
@@ -265,7 +269,7 @@ class Depot:
             known=known,
         )
 
-    def lay_out(self, digest: str, files: Mapping[str, FileEntry], *, moved: Moved = _nothing) -> Transferred:
+    def lay_out(self, digest: str, files: Mapping[str, FileEntry], *, moved: Moved = unheard) -> Transferred:
         """Write files under their own names below the prefix of the published package ``digest``.
 
         For servers that read a store by path, such as Triton: a store has no links, so the bytes are there twice.
@@ -281,10 +285,7 @@ class Depot:
         ]
 
         def send(item: tuple[str, FileEntry], moved: Moved) -> None:
-            key, entry = item
-            self.objects.upload(
-                key, self.local.verify(entry), sha256=entry.sha256, size=entry.size, moved=moved
-            )
+            self._send(*item, moved)
 
         self._side_by_side(send, missing, moved)
         return _counted(dict(files), [entry for _, entry in missing])
@@ -339,7 +340,7 @@ class Depot:
 
     # -- results -------------------------------------------------------------------------------------------
 
-    def share(self, result: Result, *, moved: Moved = _nothing) -> Transferred:
+    def share(self, result: Result, *, moved: Moved = unheard) -> Transferred:
         """Send the files of a result, and then the result, which others find by its fingerprint from then on.
 
         :raises CorruptArtifactError: if a file is missing from the local store, or damaged

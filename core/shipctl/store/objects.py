@@ -29,8 +29,8 @@ Moved = Callable[[int], None]
 """Called with the number of further bytes that were sent or received; may be called from several threads."""
 
 
-def _nothing(_count: int) -> None:
-    """Take no notice."""
+def unheard(_count: int) -> None:
+    """Take no notice of bytes that moved: the default of every ``moved``."""
 
 
 class ObjectInfo(NamedTuple):
@@ -100,18 +100,21 @@ class ObjectStore(ABC):
         """Write a small object, whatever was there: readers see the old or the new bytes."""
 
     @abstractmethod
-    def upload(self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = _nothing) -> None:
+    def upload(self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = unheard) -> None:
         """Store a file of any size in constant memory, so that it appears whole or not at all.
 
-        The receiver must have checked the bytes on arrival, or they are read back; ``sha256`` is the digest that
-        the whole file has (hex), as the caller has just verified. Large files go in parts, several at a time; called
-        again after it was interrupted, it goes on with the parts that are there.
+        ``sha256`` is the digest (hex) that the whole file has to have. Nobody has read the file before: compare what
+        you send with it, at the latest before the object appears. The receiver must have checked the bytes on
+        arrival, or they are read back. Large files go in parts, several at a time; called again after it was
+        interrupted, it goes on with the parts that are there.
 
+        :raises CorruptArtifactError: if the file's bytes have another digest; nothing appears under ``key``, and
+            what was there stays
         :raises StoreError: if it cannot be done, or the file is not ``size`` long
         """
 
     @abstractmethod
-    def download(self, key: str, target: Path, *, size: int, moved: Moved = _nothing) -> None:
+    def download(self, key: str, target: Path, *, size: int, moved: Moved = unheard) -> None:
         """Write the object to a new file ``target``, in ranges side by side where that helps, in constant memory.
 
         The caller verifies the digest.

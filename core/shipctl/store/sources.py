@@ -22,7 +22,7 @@ from shipctl.errors import PluginError, SpecError
 from shipctl.records import Record
 from shipctl.spec.models import StoreSpec
 from shipctl.stages.artifacts import FileEntry
-from shipctl.store.objects import Moved
+from shipctl.store.objects import Moved, unheard
 
 SOURCE_GROUP = "shipctl.sources"
 SOURCE_API_VERSION = 1
@@ -32,10 +32,6 @@ MODEL_FILE = "model.onnx"
 
 # Two letters at least, so that a drive letter is none; no dot, so that `net.py:/…` is none.
 _SCHEME = re.compile(r"([a-z][a-z0-9+-]+):/", re.IGNORECASE)
-
-
-def _nothing(_count: int) -> None:
-    """Take no notice."""
 
 
 class Resolved(Record):
@@ -86,7 +82,7 @@ class ModelSource(ABC):
         *,
         base: Path,
         store: StoreSpec | None,
-        moved: Moved = _nothing,
+        moved: Moved = unheard,
     ) -> None:
         """Write the model into ``folder``, which is empty: `model.onnx`, and its external data beside it.
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 
-from shipctl.errors import StoreError
+from shipctl.errors import CorruptArtifactError, StoreError
 from shipctl.store.objects import ObjectStore
 
 ODD_KEYS = (
@@ -208,9 +208,40 @@ class StoreConformance:
         self, store: ObjectStore, tmp_path: Path, parts: int
     ) -> None:
         source = self._file(tmp_path, 1000 + parts * self.part_size)
-        with pytest.raises(StoreError):
-            store.upload("blobs/file", source, sha256="0" * 64, size=source.stat().st_size)
-        assert store.stat("blobs/file") is None
+        for sha256 in ("0" * 64, hashlib.sha256(b"").hexdigest()):
+            with pytest.raises(CorruptArtifactError) as caught:
+                store.upload("blobs/file", source, sha256=sha256, size=source.stat().st_size)
+            assert caught.value.digest == sha256
+            assert store.stat("blobs/file") is None
+            assert list(store.list("")) == []
+
+    @pytest.mark.parametrize("place", ["first byte", "middle", "last byte"])
+    @pytest.mark.parametrize("parts", [0, 1, 3])
+    def test_a_damaged_file_replaces_nothing(
+        self, store: ObjectStore, tmp_path: Path, parts: int, place: str
+    ) -> None:
+        source = self._file(tmp_path, 1000 + parts * self.part_size)
+        size, whole = source.stat().st_size, source.read_bytes()
+        self._upload(store, "blobs/file", source)
+        with source.open("r+b") as stream:
+            at = stream.seek({"first byte": 0, "middle": size // 2, "last byte": size - 1}[place])
+            stream.write(bytes([whole[at] ^ 1]))
+        with pytest.raises(CorruptArtifactError):
+            store.upload("blobs/file", source, sha256=hashlib.sha256(whole).hexdigest(), size=size)
+        assert source.read_bytes() != whole, "the store wrote to what it was to read"
+        store.download("blobs/file", tmp_path / "back", size=size)
+        assert (tmp_path / "back").read_bytes() == whole
+
+    def test_a_file_that_was_repaired_can_be_uploaded(self, store: ObjectStore, tmp_path: Path) -> None:
+        source = self._file(tmp_path, self.part_size * 3 + 11)
+        size, whole = source.stat().st_size, source.read_bytes()
+        source.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CorruptArtifactError):
+            store.upload("blobs/file", source, sha256=hashlib.sha256(whole).hexdigest(), size=size)
+        source.write_bytes(whole)
+        self._upload(store, "blobs/file", source)
+        store.download("blobs/file", tmp_path / "back", size=size)
+        assert (tmp_path / "back").read_bytes() == whole
 
     def test_a_missing_file_is_a_store_error(self, store: ObjectStore, tmp_path: Path) -> None:
         with pytest.raises(StoreError):

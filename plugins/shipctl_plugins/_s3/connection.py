@@ -31,7 +31,7 @@ _AWS = "s3.amazonaws.com"
 _CONNECT, _READ, _COMPLETE = 10.0, 60.0, 300.0
 """Seconds without a sign of life; completing a large upload is silent work of the server."""
 _CONNECTIONS = 64
-_SEND = 1 << 16
+_SEND = 1 << 18
 """Bytes that go from a file to the network at a time."""
 _NAME = "shipctl"
 

@@ -18,7 +18,7 @@ from shipctl.store.objects import Moved
 from shipctl_plugins._s3.connection import Connection
 from shipctl_plugins._s3.faults import Caller, CallError
 from shipctl_plugins._s3.parallel import side_by_side
-from shipctl_plugins._s3.slices import Source
+from shipctl_plugins._s3.slices import Piece, Source
 
 T = TypeVar("T")
 
@@ -66,12 +66,13 @@ class Multipart:
         self._calling = caller
         self._threads = threads
 
-    def upload(
-        self, key: str, source: Source, part_size: int, moved: Moved, *, verified: Callable[[], object]
-    ) -> None:
-        """Send the file in parts and complete it, unless ``verified`` raises, which is called when all have arrived.
+    def upload(self, key: str, source: Source, sha256: str, part_size: int, moved: Moved) -> None:
+        """Send the file in parts, and complete it if the file's digest is ``sha256`` (hex).
+
+        The file is read here, in order, a few parts ahead of those that are being sent.
 
         :raises VanishedError: if somebody else ended the same upload meanwhile
+        :raises CorruptArtifactError: if the file has another digest; its last part is not even sent
         :raises StoreError: if it cannot be done, or the file changed
         """
         sizes = _sizes(source.size, part_size)
@@ -79,18 +80,16 @@ class Multipart:
         if upload is None:
             upload = self._begin(key)
 
-        def send(number: int) -> str:
-            part = source.part((number - 1) * part_size, sizes[number - 1])
-            known = there.get(number)
-            if known and known.size == sizes[number - 1] and known.etag == part.digest("md5"):
+        def send(piece: Piece) -> str:
+            known = there.get(piece.number)
+            if known and known.size == piece.size and known.etag == piece.md5:
                 return known.etag
-            etag = self._send(key, upload, number, source, part_size, sizes[number - 1])
-            moved(sizes[number - 1])
+            etag = self._send(key, upload, source, piece)
+            moved(piece.size)
             return etag
 
-        etags = side_by_side(self._threads, send, range(1, len(sizes) + 1))
+        etags = side_by_side(self._threads, send, source.pieces(part_size, sha256, md5_of=there))
         source.unchanged()
-        verified()
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, 1)]
         call = {"Bucket": self._connection.bucket, "Key": key, "UploadId": upload}
         self._existing(
@@ -183,13 +182,13 @@ class Multipart:
                 return parts
             marker = following
 
-    def _send(self, key: str, upload: str, number: int, source: Source, part_size: int, size: int) -> str:
-        offset = (number - 1) * part_size
-        query = {"partNumber": str(number), "uploadId": upload}
+    def _send(self, key: str, upload: str, source: Source, piece: Piece) -> str:
+        query = {"partNumber": str(piece.number), "uploadId": upload}
 
         def put() -> str:
-            part = source.part(offset, size)
-            return self._connection.put(key, part, size=size, sha256=part.digest("sha256"), query=query)
+            source.unchanged()  # the server would find other bytes than were hashed, and be asked again and again
+            part = source.part(piece.offset, piece.size)
+            return self._connection.put(key, part, size=piece.size, sha256=piece.sha256, query=query)
 
         return self._existing(put, "upload")
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from shipctl.errors import CorruptArtifactError, StoreError
+from shipctl.store.objects import Moved
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
+"""Bytes that are hashed at a time: few enough to be in the processor's cache for the second digest."""
 
 
 class Slice:
@@ -39,17 +38,43 @@ class Slice:
         self._offset += done
         return space[:done]
 
-    def digest(self, algorithm: str) -> str:
-        """Return the digest (hex) of what is left of the part; it is not used up."""
-        found = hashlib.new(algorithm, usedforsecurity=False)
-        for block in Slice(self._descriptor, self._offset, self._end - self._offset).blocks():
-            found.update(block)
-        return found.hexdigest()
 
-    def blocks(self) -> Iterator[memoryview]:
-        """Yield what is left."""
-        while block := self.read(_BLOCK):
-            yield block
+class Whole(Slice):
+    """A file that is hashed while it is sent. Its last block does not leave unless the digest is the right one.
+
+    So nobody ever gets all of a damaged file, and what a receiver gets less than it was promised it does not keep.
+    """
+
+    def __init__(self, source: Source, sha256: str, sent: Moved) -> None:
+        super().__init__(source.descriptor, 0, source.size)
+        self._source = source
+        self._sha256 = sha256
+        self._digest = hashlib.sha256()
+        self._sent = sent
+
+    def read(self, count: int) -> memoryview:
+        """Return the next bytes.
+
+        :raises CorruptArtifactError: instead of the last ones, if the file's digest is another one
+        """
+        block = super().read(count)
+        self._digest.update(block)
+        if not block or self._offset == self._end:
+            self._source.compare(self._digest.hexdigest(), self._sha256)
+        self._sent(len(block))
+        return block
+
+
+class Piece(NamedTuple):
+    """A part of a file, and what was found when the file was read as a whole."""
+
+    number: int
+    """From 1."""
+    offset: int
+    size: int
+    sha256: str
+    md5: str
+    """Empty where nobody asked for it."""
 
 
 class _State(NamedTuple):
@@ -87,27 +112,27 @@ class Source:
         """Return a part of it."""
         return Slice(self.descriptor, offset, size)
 
-    @contextmanager
-    def verifying(self, sha256: str) -> Iterator[Callable[[], None]]:
-        """Read the whole file in a thread of its own; what is yielded waits for the end of that.
+    def pieces(self, part_size: int, sha256: str, *, md5_of: Container[int] = ()) -> Iterator[Piece]:
+        """Read the file once from its beginning to its end, and yield it in parts, each as soon as it was read.
 
-        It raises CorruptArtifactError if the digest (hex) is another one. Leaving the block ends the thread.
+        The digests of parts say nothing about that of the file, so both are taken from the same bytes. ``md5_of``
+        are numbers of parts whose MD5 is wanted too.
+
+        :raises CorruptArtifactError: instead of the last part, if the file's digest (hex) is another one
         """
-        stopped = threading.Event()
-
-        def verify() -> None:
-            found = hashlib.sha256()
-            for block in self.part(0, self.size).blocks():
-                if stopped.is_set():
-                    return
-                found.update(block)
-            self.compare(found.hexdigest(), sha256)
-
-        with ThreadPoolExecutor(1, thread_name_prefix="s3-verify") as thread:
-            try:
-                yield thread.submit(verify).result
-            finally:
-                stopped.set()
+        whole = hashlib.sha256()
+        for number, offset in enumerate(range(0, self.size, part_size), 1):
+            part, size = hashlib.sha256(), min(part_size, self.size - offset)
+            md5 = hashlib.md5(usedforsecurity=False) if number in md5_of else None
+            stream = self.part(offset, size)
+            while block := stream.read(_BLOCK):
+                part.update(block)
+                whole.update(block)
+                if md5:
+                    md5.update(block)
+            if offset + size == self.size:
+                self.compare(whole.hexdigest(), sha256)
+            yield Piece(number, offset, size, part.hexdigest(), md5.hexdigest() if md5 else "")
 
     def compare(self, found: str, sha256: str) -> None:
         """Compare the digest that was found with the one that the file should have.

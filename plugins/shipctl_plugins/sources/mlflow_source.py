@@ -22,7 +22,7 @@ from shipctl.spec.models import StoreSpec
 from shipctl.stages.artifacts import FileEntry, OnnxModel
 from shipctl.store.depot import Depot, open_depot
 from shipctl.store.local import LocalStore
-from shipctl.store.objects import Moved
+from shipctl.store.objects import Moved, unheard
 from shipctl.store.sources import MODEL_FILE, ModelSource, Resolved
 from shipctl_plugins._mlflow.client import NAME, MlflowServer, StoredFile, Version
 from shipctl_plugins._mlflow.entry import DIGEST, REFERENCE, STORE
@@ -39,10 +39,6 @@ from shipctl_plugins._mlflow.login import Login, tracking_uri
 _URI = re.compile(
     r"mlflow:/(?P<name>[^/@]+)(?:/(?P<version>[1-9]\d*|latest)|@(?P<alias>[\w-]+))", re.IGNORECASE
 )
-
-
-def _nothing(_count: int) -> None:
-    """Take no notice."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class MlflowSource(ModelSource):
         *,
         base: Path,
         store: StoreSpec | None,
-        moved: Moved = _nothing,
+        moved: Moved = unheard,
     ) -> None:
         """Download the graph and the external data that it names, from our store or from MLflow's."""
         digest = resolved.identity.get("package")

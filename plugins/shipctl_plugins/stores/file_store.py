@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from shipctl.errors import SpecError, StoreError
+from shipctl.errors import CorruptArtifactError, SpecError, StoreError
 from shipctl.spec.models import StoreSpec
 from shipctl.store.files import CHUNK, hash_file, sync_file, temporary_in
-from shipctl.store.objects import Moved, ObjectInfo, ObjectStore
+from shipctl.store.objects import Moved, ObjectInfo, ObjectStore, unheard
 
 AnyT = TypeVar("AnyT")
 
@@ -41,10 +41,6 @@ _HINTS = {
     errno.EROFS: "mount it for writing",
     errno.EOPNOTSUPP: "choose a folder on a file system with hard links",
 }
-
-
-def _take_no_notice(_count: int) -> None:
-    """Report progress to nobody."""
 
 
 class FileStore(ObjectStore):
@@ -118,7 +114,7 @@ class FileStore(ObjectStore):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def download(self, key: str, target: Path, *, size: int, moved: Moved = _take_no_notice) -> None:
+    def download(self, key: str, target: Path, *, size: int, moved: Moved = unheard) -> None:
         """Copy the object to a new file.
 
         :raises StoreError: if there is no such object, or it has another size
@@ -170,12 +166,11 @@ class FileStore(ObjectStore):
             self._sync()
         return done
 
-    def upload(
-        self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = _take_no_notice
-    ) -> None:
+    def upload(self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = unheard) -> None:
         """Copy a file into the store, read it back, and move it into place, read-only.
 
-        :raises StoreError: if it cannot be written, is not ``size`` long, or is not what ``sha256`` says
+        :raises CorruptArtifactError: if it is not what ``sha256`` says
+        :raises StoreError: if it cannot be written, or is not ``size`` long
         """
         path = self._path(key)
         with self._faults("copy", key):
@@ -185,12 +180,14 @@ class FileStore(ObjectStore):
                 )
                 raise StoreError(message)
             if path.exists() and path.samefile(source):
+                _compare(source, sha256)
                 moved(size)
                 return
 
             def copy(twin: Path, path: Path) -> None:
                 _copy(source, twin, moved)
                 if hash_file(twin)[0] != sha256:
+                    _compare(source, sha256)
                     message = f"{source} has other bytes after it was copied to {self.uri}; run the same command again"
                     raise StoreError(message)
                 twin.chmod(0o444)
@@ -303,6 +300,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _sync_if_there(path: Path) -> None:
     with suppress(FileNotFoundError):
         sync_file(path)
+
+
+def _compare(source: Path, sha256: str) -> None:
+    found = hash_file(source)[0]
+    if found != sha256:
+        message = f"{source} is damaged: its digest is {found[:12]}… and not {sha256[:12]}…; make it again"
+        raise CorruptArtifactError(message, sha256)
 
 
 def _copy(source: Path, target: Path, moved: Moved) -> None:

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,28 +16,24 @@ from typing import Any, TypeVar
 
 from shipctl.errors import SpecError, StoreError
 from shipctl.spec.models import StoreSpec
-from shipctl.store.objects import Moved, ObjectInfo, ObjectStore
+from shipctl.store.objects import Moved, ObjectInfo, ObjectStore, unheard
 from shipctl_plugins._s3.connection import Connection, host_of
 from shipctl_plugins._s3.download import Download
 from shipctl_plugins._s3.faults import AnswerError, CallError, Fault, Place, Retries, calling, coded
 from shipctl_plugins._s3.multipart import Multipart, VanishedError, part_size_for
-from shipctl_plugins._s3.slices import Source
+from shipctl_plugins._s3.slices import Source, Whole
 
 T = TypeVar("T")
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _ID = "?uploadId="
 _SMALL = 1 << 18
-"""Up to so many bytes of a file are read at once; larger ones are read as they are sent."""
+"""Up to so many bytes of a file are read at once; larger ones are read, and hashed, as they are sent."""
 _PAGE = 1000
 """Keys per request, S3's own limit."""
 _BEGINNINGS = 3
 """How often a large upload is begun, if somebody else ends it."""
 _NOT_FOUND, _PRECONDITION_FAILED = 404, 412
-
-
-def _nothing(_count: int) -> None:
-    """Take no notice."""
 
 
 class S3Store(ObjectStore):
@@ -45,10 +42,12 @@ class S3Store(ObjectStore):
     Everything is tried again when that may help. What is sent is checked on arrival by its SHA-256.
     """
 
-    part_size: int = 16 << 20
-    """Bytes per part of a large upload and per range of a large download; up to twice that moves in one piece."""
+    part_size: int = 32 << 20
+    """Bytes per part of a large upload and per range of a large download; up to twice that is received in one piece."""
+    in_one: int = 128 << 20
+    """Up to so many bytes are sent in one piece. Parts cost a second SHA-256, and a server more work."""
     threads: int = 4
-    """How many parts and ranges move at a time, of all files together; more cost processor time when receiving."""
+    """How many parts, ranges and large files move at a time; more cost processor time, on both sides."""
     retries: Retries = Retries()
 
     def __init__(self, spec: StoreSpec, base: Path) -> None:
@@ -66,6 +65,7 @@ class S3Store(ObjectStore):
         self._lock = threading.RLock()
         self._connected: Connection | None = None
         self._workers: ThreadPoolExecutor | None = None
+        self._sends: threading.BoundedSemaphore | None = None
         self._bucket_seen = self._conditions_seen = False
 
     @property
@@ -177,10 +177,11 @@ class S3Store(ObjectStore):
         data: bytes,
         doing: str,
         *,
+        sha256: str = "",
         once: bool = False,
         lost: Callable[[Fault], None] | None = None,
     ) -> None:
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = sha256 or hashlib.sha256(data).hexdigest()
         headers = {"If-None-Match": "*"} if once else {}
 
         def put() -> None:
@@ -204,40 +205,57 @@ class S3Store(ObjectStore):
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def upload(self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = _nothing) -> None:
+    def upload(self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = unheard) -> None:
         """Store a file, in parts where it is large, so that it appears whole or not at all.
 
         :raises CorruptArtifactError: if the file has another digest than ``sha256``
         :raises StoreError: if it cannot be done, or the file is not ``size`` long
         """
         with Source(source, size) as opened:
-            if size <= 2 * self.part_size:
-                self._call(partial(self._send, key, opened, sha256), "upload", key)
+            if size <= _SMALL:
+                self._send_small(key, opened, sha256)
                 moved(size)
+            elif size <= self.in_one:
+                self._send_whole(key, opened, sha256, moved)
             else:
                 self._send_parts(key, opened, sha256, moved)
 
-    def _send(self, key: str, source: Source, sha256: str) -> None:
-        whole = source.part(0, source.size)
-        body = bytes(whole.read(source.size)) if source.size <= _SMALL else whole
-        found = hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else body.digest("sha256")
-        source.compare(found, sha256)
-        self._connection.put(self._prefix + key, body, size=source.size, sha256=sha256)
+    def _send_small(self, key: str, source: Source, sha256: str) -> None:
+        data = bytes(source.part(0, source.size).read(source.size))
+        source.compare(hashlib.sha256(data).hexdigest(), sha256)
+        self._put(key, data, "upload", sha256=sha256)
+
+    def _send_whole(self, key: str, source: Source, sha256: str, moved: Moved) -> None:
+        told = 0
+
+        def send() -> None:
+            reached = 0
+
+            def sent(count: int) -> None:
+                nonlocal told, reached
+                reached += count
+                if reached > told:  # what is sent again was told the first time
+                    told, new = reached, reached - told
+                    moved(new)
+
+            body = Whole(source, sha256, sent)
+            self._connection.put(self._prefix + key, body, size=source.size, sha256=sha256)
+
+        with self._room if source.size > self.part_size else nullcontext():
+            self._call(send, "upload", key)
 
     def _send_parts(self, key: str, source: Source, sha256: str, moved: Moved) -> None:
-        """Send a large file; it is read as a whole meanwhile, since the digests of its parts say nothing about it."""
         part_size = part_size_for(source.size, self.part_size)
         multipart = self._multipart(key)
-        with source.verifying(sha256) as verified:
-            for _ in range(_BEGINNINGS):
-                try:
-                    multipart.upload(self._prefix + key, source, part_size, moved, verified=verified)
-                except VanishedError:
-                    # Completed: by us, though the answer was lost, or by another publisher of the same file.
-                    if self._holds(key, sha256, source.size):
-                        return
-                else:
+        for _ in range(_BEGINNINGS):
+            try:
+                multipart.upload(self._prefix + key, source, sha256, part_size, moved)
+            except VanishedError:
+                # Completed: by us, though the answer was lost, or by another publisher of the same file.
+                if self._holds(key, sha256, source.size):
                     return
+            else:
+                return
         message = (
             f"cannot upload {self.uri}/{key}: the upload was given up {_BEGINNINGS} times by somebody else; "
             "look for a lifecycle rule of the bucket that aborts uploads, and run the same command again"
@@ -253,7 +271,7 @@ class S3Store(ObjectStore):
         Download(self._connection, partial(self._call, key=key), self._prefix + key, size).into(digest.update)
         return digest.hexdigest() == sha256
 
-    def download(self, key: str, target: Path, *, size: int, moved: Moved = _nothing) -> None:
+    def download(self, key: str, target: Path, *, size: int, moved: Moved = unheard) -> None:
         """Write the object to a new file, in ranges side by side where it is large; the caller verifies it."""
         download = Download(self._connection, partial(self._call, key=key), self._prefix + key, size)
         try:
@@ -293,6 +311,14 @@ class S3Store(ObjectStore):
             if self._connected is None:
                 self._connected = Connection(self.spec, self.base, self.bucket)
             return self._connected
+
+    @property
+    def _room(self) -> threading.BoundedSemaphore:
+        """For as many large files as would otherwise be parts: with more streams a server has more work."""
+        with self._lock:
+            if self._sends is None:
+                self._sends = threading.BoundedSemaphore(self.threads)
+            return self._sends
 
     @property
     def _threads(self) -> ThreadPoolExecutor:

@@ -147,6 +147,49 @@ def test_damaged_files_are_not_sent(depot: Depot, objects: Recorded, local: Loca
     assert objects.shelf.objects == {}
 
 
+def test_a_file_that_is_missing_or_short_is_named_before_anything_is_sent(
+    depot: Depot, objects: Recorded, local: LocalStore
+) -> None:
+    entry = put(local, b"bytes")
+    blob = local.blob(entry.sha256)
+    blob.chmod(0o644)
+    blob.write_bytes(b"byte")
+    with pytest.raises(CorruptArtifactError, match=r"^model\.onnx in the store is damaged: its digest is "):
+        depot.push([entry])
+    blob.unlink()
+    with pytest.raises(CorruptArtifactError) as caught:
+        depot.push([entry])
+    assert str(caught.value) == f"model.onnx ({entry.sha256[:12]}) is missing from the store"
+    assert objects.count("upload") == 0
+
+
+def test_a_damaged_file_is_not_laid_out(depot: Depot, objects: Recorded, local: LocalStore) -> None:
+    entry = put(local, b"bytes")
+    local.blob(entry.sha256).chmod(0o644)
+    local.blob(entry.sha256).write_bytes(b"bytez")
+    with pytest.raises(CorruptArtifactError, match=r"^model\.onnx in the store is damaged: its digest is "):
+        depot.lay_out("d" * 64, {"digits/1/model.onnx": entry})
+    assert objects.shelf.objects == {}
+
+
+def test_whole_files_are_read_by_the_store_alone(
+    depot: Depot, local: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = many(local, 3)
+    monkeypatch.setattr("shipctl.store.local.hash_file", lambda path: pytest.fail(f"{path} was read twice"))
+    assert depot.push(files).sent == 3
+    assert depot.lay_out("d" * 64, {"digits/config.pbtxt": files[0]}).sent == 1
+
+
+def test_damage_that_only_the_store_sees_is_said_as_the_store_says_it(local: LocalStore) -> None:
+    class Doubtful(MemoryStore):
+        def upload(self, key: str, source: Path, *, sha256: str, size: int, moved: Moved = print) -> None:
+            raise CorruptArtifactError("the disk reads now this and now that", sha256)
+
+    with pytest.raises(CorruptArtifactError, match=r"^the disk reads now this and now that$"):
+        Depot(Doubtful(), local).push([put(local, b"bytes")])
+
+
 def test_files_go_side_by_side(objects: Recorded, local: LocalStore) -> None:
     together = threading.Barrier(4, timeout=20)
 

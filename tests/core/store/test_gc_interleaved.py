@@ -26,7 +26,7 @@ from shipctl.errors import ShipctlError
 from shipctl.records import canonical_json
 from shipctl.signature import Signature
 from shipctl.stages.artifacts import FileEntry, ModelPackage
-from shipctl.store import gc, leases, models, roots
+from shipctl.store import gc, leases, model_reading, roots
 from shipctl.store.depot import Depot, blob_key, manifest_key, result_key
 from shipctl.store.gc import DAY, MONTH, collect
 from shipctl.store.leases import LIFETIME
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
         self.patch.setattr(leases, "pause", self.pause)
         self.patch.setattr(leases, "_renew", lambda *_: None)
         self.patch.setattr(gc, "_READERS", 1)
-        self.patch.setattr(models, "READERS", 1)
+        self.patch.setattr(model_reading, "READERS", 1)
         begin = leases._Mark.__init__
 
         def remember(mark: leases._Mark, *arguments: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shipctl.errors import SpecError, StoreError
+from shipctl.errors import CorruptArtifactError, SpecError, StoreError
 from shipctl.spec.models import StoreSpec
 from shipctl.store import local as local_store
 from shipctl.store.objects import open_store
@@ -203,10 +203,34 @@ def test_the_file_itself_is_not_copied(store: FileStore, tmp_path: Path) -> None
     assert (place.stat().st_ino, sent) == (before, [5])
 
 
-def test_what_changed_while_it_was_copied_is_refused(store: FileStore, tmp_path: Path) -> None:
-    source, _ = made(tmp_path, b"bytes")
-    with pytest.raises(StoreError) as caught:
+def test_a_damaged_file_is_refused(store: FileStore, tmp_path: Path) -> None:
+    source, digest = made(tmp_path, b"bytes")
+    with pytest.raises(CorruptArtifactError) as caught:
         store.upload("blobs/ab/x", source, sha256="0" * 64, size=5)
+    assert str(caught.value) == (
+        f"{source} is damaged: its digest is {digest[:12]}… and not 000000000000…; make it again"
+    )
+
+
+def test_the_file_itself_is_not_taken_on_trust(store: FileStore, tmp_path: Path) -> None:
+    source, digest = made(tmp_path, b"bytes")
+    store.upload("blobs/ab/x", source, sha256=digest, size=5)
+    place = store.root / "blobs" / "ab" / "x"
+    place.chmod(0o644)
+    place.write_bytes(b"bytez")
+    with pytest.raises(CorruptArtifactError):
+        store.upload("blobs/ab/x", place, sha256=digest, size=5)
+
+
+def test_what_changed_while_it_was_copied_is_refused(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, digest = made(tmp_path, b"bytes")
+    copy = file_store._copy
+    monkeypatch.setattr(file_store, "_copy", lambda a, b, moved: (copy(a, b, moved), b.write_bytes(b"bytez")))
+    with pytest.raises(StoreError) as caught:
+        store.upload("blobs/ab/x", source, sha256=digest, size=5)
+    assert not isinstance(caught.value, CorruptArtifactError)
     assert str(caught.value) == (
         f"{source} has other bytes after it was copied to {store.uri}; run the same command again"
     )

@@ -21,6 +21,7 @@ from shipctl.spec.models import StoreSpec
 from support_proxy import Proxy, proxy_to, s3_error
 from support_s3 import VIRTUAL_HOST, Certificates, S3Server, SmallParts, free_port, use
 
+pytestmark = pytest.mark.slow
 ROLE = "arn:aws:iam::123456789012:role/publisher"
 
 
@@ -336,7 +337,6 @@ def test_amazon_s_own_addresses(
     assert set(asked) == {host}
 
 
-@pytest.mark.slow
 @pytest.mark.s3
 def test_a_bucket_in_the_host_name(rgw: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, rgw)

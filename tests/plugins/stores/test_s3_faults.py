@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,17 +274,23 @@ def test_an_object_of_another_size_says_so(store: SmallParts, tmp_path: Path) ->
     )
 
 
-def test_a_file_that_changes_while_it_is_sent_is_not_published(store: SmallParts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_file_that_changes_while_it_is_sent_is_not_published(
+    store: SmallParts, proxy: Proxy, tmp_path: Path, after: int
+) -> None:
+    store.threads = 1
     source = write_file(tmp_path / "file", 3 * PART)
 
     def change(_count: int) -> None:
-        with source.open("r+b") as stream:
-            stream.write(b"changed")
+        if len(proxy.seen("PUT")) == after:
+            with source.open("r+b") as stream:
+                stream.write(b"changed")
 
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     with pytest.raises(StoreError) as caught:
         store.upload("blobs/file", source, sha256=digest, size=3 * PART, moved=change)
     assert str(caught.value) == f"{source} changed while it was sent; run the same command again"
+    assert len(proxy.seen("PUT")) == after
     assert store.stat("blobs/file") is None
 
 
@@ -299,6 +307,58 @@ def test_a_file_that_is_not_what_its_digest_says_is_not_published(
     )
     assert caught.value.digest == "0" * 64
     assert store.stat("blobs/file") is None
+
+
+def test_only_so_many_large_files_are_sent_at_a_time(
+    store: SmallParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.threads = 2
+    send, lock = store._connection.put, threading.Lock()
+    under_way, most = 0, 0
+
+    def counted(*args: Any, **fields: Any) -> str:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        try:
+            return send(*args, **fields)
+        finally:
+            with lock:
+                under_way -= 1
+
+    monkeypatch.setattr(store._connection, "put", counted)
+    files = [write_file(tmp_path / str(seed), PART + 1, seed=seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda path: put(store, path, f"blobs/{path.name}"), files))
+    assert most == 2
+
+
+def test_the_end_of_a_damaged_file_is_never_sent(
+    store: SmallParts, proxy: Proxy, large: Path, tmp_path: Path
+) -> None:
+    whole = write_file(tmp_path / "file", 2 * PART)
+    with pytest.raises(CorruptArtifactError):
+        store.upload("blobs/file", whole, sha256="0" * 64, size=2 * PART)
+    with pytest.raises(CorruptArtifactError):
+        store.upload("blobs/large", large, sha256="0" * 64, size=large.stat().st_size)
+    assert all(seen.received < seen.length for seen in proxy.seen("PUT", "blobs/file"))
+    assert proxy.seen("PUT", "partNumber=3&") != []
+    assert proxy.seen("PUT", "partNumber=4&") == []
+    assert proxy.seen("POST", "uploadId=") == []
+
+
+def test_bytes_that_are_sent_again_are_told_of_once(store: SmallParts, proxy: Proxy, tmp_path: Path) -> None:
+    source = write_file(tmp_path / "file", 2 * PART)
+    proxy.fault("PUT", cut_request=PART + 1000)
+    sent: list[int] = []
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    store.upload("blobs/file", source, sha256=digest, size=2 * PART, moved=sent.append)
+    assert len(proxy.seen("PUT")) == 2
+    assert sum(sent) == 2 * PART
+    assert min(sent) > 0
+    assert len(sent) > 1, "nobody heard how far it was"
 
 
 @pytest.mark.parametrize("gigabytes", [1, 100, 156, 157, 1000, 5000])

@@ -13,6 +13,7 @@ from shipctl_plugins.stores.s3_store import S3Store
 from support_s3 import S3Server, SmallParts, use
 
 
+@pytest.mark.slow
 class TestOnMoto(StoreConformance):
     part_size = SmallParts.part_size
 
