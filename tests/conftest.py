@@ -1,4 +1,4 @@
-"""What holds for every test: which ones can run here, and one thread per process."""
+"""What holds for every test: which ones can run here, one thread per process, and what is looked up only once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import importlib.util
 import os
 import platform
 import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from shipctl.engine import filecache
 
 # Before numpy or torch is imported, here and in every process that a test starts: more threads than cores make
 # tests slow and measurements worthless.
@@ -27,6 +34,49 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in why_not.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def looked_up_once() -> Iterator[None]:
+    """Keep the entry points of what is installed, and what a source text imports, for all plans of this process.
+
+    A command finds both out once. Here hundreds of plans would, each for tens of milliseconds, and always the same.
+    What tests put on the path themselves is read each time.
+    """
+    installed = sysconfig.get_path("purelib")
+    distributions, imports = metadata.distributions, filecache._imports
+    entry_points: Callable[[metadata.Distribution], metadata.EntryPoints]
+    entry_points = vars(metadata.Distribution)["entry_points"].fget
+    here = list(distributions(path=[installed]))
+    points: dict[str, metadata.EntryPoints] = {}
+    imported: dict[bytes, list[str]] = {}
+
+    def distributions_once(**which: Any) -> Iterator[metadata.Distribution]:
+        if which:
+            yield from distributions(**which)
+            return
+        for place in sys.path:
+            yield from here if place == installed else distributions(path=[place])
+
+    def entry_points_once(distribution: metadata.Distribution) -> metadata.EntryPoints:
+        place = str(getattr(distribution, "_path", ""))
+        if not place.startswith(installed):
+            return entry_points(distribution)
+        if place not in points:
+            points[place] = entry_points(distribution)
+        return points[place]
+
+    def imports_once(path: Path) -> list[str]:
+        text = path.read_bytes()
+        if text not in imported:
+            imported[text] = imports(path)
+        return imported[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "distributions", distributions_once)
+        patch.setattr(metadata.Distribution, "entry_points", property(entry_points_once))
+        patch.setattr(filecache, "_imports", imports_once)
+        yield
 
 
 def _why_not(config: pytest.Config) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sqlite3
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,15 @@ class EngineProject:
         with self.start(*arguments, environ=environ) as process:
             said, _ = process.communicate(timeout=timeout)
         return process.returncode, said
+
+    def command(self, *arguments: str) -> tuple[int, str]:
+        """Run `shipctl …` in this process, whose current folder is the project, as :meth:`shipctl` does in its own."""
+        from shipctl.cli.main import run
+
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            code = run(arguments)
+        return code, said.getvalue()
 
     # -- looking ---------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def names(requirements: Iterable[str]) -> set[str]:
     return {canonicalize_name(Requirement(text).name) for text in requirements}
 
 
+@cache
+def owners() -> Mapping[str, list[str]]:
+    """Return the distributions that bring each top-level module; looking takes a quarter of a second."""
+    return packages_distributions()
+
+
 BASE = names(PROJECT["dependencies"])
 EXTRAS = {extra: names(texts) for extra, texts in PROJECT["optional-dependencies"].items()}
 
@@ -46,13 +53,12 @@ def imported(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def undeclared(folder: str, declared: set[str]) -> list[str]:
     """Return the imports below ``folder`` that none of the ``declared`` distributions brings."""
-    owners = packages_distributions()
     faults = set()
     for module, path in imported(ROOT / folder):
         if module in sys.stdlib_module_names or module in OURS:
             continue
         brought_by = {
-            canonicalize_name(name) for name in owners.get(module, [COMES_WITH.get(module, module)])
+            canonicalize_name(name) for name in owners().get(module, [COMES_WITH.get(module, module)])
         }
         if not (brought_by | {COMES_WITH.get(module, module)}) & declared:
             faults.add(f"{path.relative_to(ROOT)}: {module}")
@@ -69,12 +75,11 @@ def test_plugins_import_only_what_the_base_install_or_an_extra_brings() -> None:
 
 @pytest.mark.parametrize("name", PROJECT["entry-points"]["shipctl.stages"])
 def test_a_stage_says_what_brings_the_modules_it_requires(name: str) -> None:
-    owners = packages_distributions()
     for module, source in Registry().load(name).requires.items():
         requirement = Requirement(source)
         assert requirement.name == "shipctl", source
         declared = BASE.union(*(EXTRAS[extra] for extra in requirement.extras))
-        brought_by = {canonicalize_name(owner) for owner in owners.get(module.partition(".")[0], [module])}
+        brought_by = {canonicalize_name(owner) for owner in owners().get(module.partition(".")[0], [module])}
         assert brought_by & declared, f"{source} does not bring {module!r}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from shipctl.errors import GateError
@@ -38,10 +39,18 @@ def _permits(term: Any, allowed: Callable[[str], bool]) -> bool:
     return allowed(str(term))
 
 
-def _parsed(expression: str) -> Any:
-    from license_expression import ExpressionError, get_spdx_licensing
+@cache
+def _spdx() -> Any:
+    """Return SPDX's list of licences, which takes tens of milliseconds to build."""
+    from license_expression import get_spdx_licensing
 
-    licensing = get_spdx_licensing()
+    return get_spdx_licensing()
+
+
+def _parsed(expression: str) -> Any:
+    from license_expression import ExpressionError
+
+    licensing = _spdx()
     try:
         parsed = licensing.parse(expression)
     except (ExpressionError, AttributeError) as exc:  # it stumbles over its own errors at times

@@ -40,6 +40,7 @@ def test_with_a_timeout_the_second_waits_and_then_has_nothing_to_do(project: Eng
     assert project.trace().count("begin s") == 1
 
 
+@pytest.mark.slow
 def test_a_lock_is_free_once_its_holder_is_dead(project: EngineProject) -> None:
     project.spec(SPEC.replace("SECONDS", "5"))
     with project.start("apply", "spec.yaml") as first:

@@ -17,6 +17,8 @@ SPEC = """
     - {id: more, uses: append, with: {label: more}}
     """
 ANY = r"\d+"
+SLOW = pytest.mark.slow
+"""For what starts a worker where another case stands for it in the quick tests."""
 EVERYWHERE = {
     "raise": (1, "ValueError: no good"),
     "stage-error": (1, "the model has no head"),
@@ -62,7 +64,10 @@ def pattern(message: str) -> str:
     return re.escape(message).replace(re.escape(ANY), ANY)
 
 
-@pytest.mark.parametrize(("how", "expected"), IN_A_WORKER.items(), ids=list(IN_A_WORKER))
+@pytest.mark.parametrize(("how", "expected"), [
+    pytest.param(how, expected, id=how, marks=[] if how in {"segfault", "fork", "raise", "undeclared"} else SLOW)
+    for how, expected in IN_A_WORKER.items()
+])  # fmt: skip
 def test_a_stage_that_misbehaves_in_a_worker_fails_alone(
     project: EngineProject, how: str, expected: tuple[int, str]
 ) -> None:
@@ -111,9 +116,12 @@ def test_sys_exit_is_a_failure_of_the_stage(project: EngineProject, uses: str, m
 
 @pytest.mark.parametrize(("how", "extra", "message"), [
     ("hang", "timeout: 400ms", "ran longer than its timeout of 0.4s and was stopped"),
-    ("hang-hard", "timeout: 400ms", "ran longer than its timeout of 0.4s and was stopped"),
+    pytest.param("hang-hard", "timeout: 400ms", "ran longer than its timeout of 0.4s and was stopped", marks=SLOW),
     ("fill", "resources: {disk: 1MB}", "wrote {} to its work directory, and `resources.disk` allows 1MB"),
-    ("fill-at-once", "resources: {disk: 1MB}", "wrote {} to its work directory, and `resources.disk` allows 1MB"),
+    pytest.param(
+        "fill-at-once", "resources: {disk: 1MB}",
+        "wrote {} to its work directory, and `resources.disk` allows 1MB", marks=SLOW,
+    ),
 ])  # fmt: skip
 def test_a_stage_that_takes_too_much_is_stopped(
     project: EngineProject, monkeypatch: pytest.MonkeyPatch, how: str, extra: str, message: str

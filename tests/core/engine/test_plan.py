@@ -241,7 +241,7 @@ def test_a_plan_file_is_stale_when_a_module_of_the_model_changes(project: Engine
     file = project.root / "plan.json"
     project.plan().write(file)
     (project.root / "helper.py").write_text("X = 2\n")
-    code, said = project.shipctl("apply", "plan.json")
+    code, said = project.command("apply", "plan.json")
     assert code == 5
     assert "stage r: input model changed" in said
     assert project.trace() == []

@@ -76,7 +76,7 @@ def sleepers(project: EngineProject, resources: str, seconds: float) -> EnginePr
 
 
 @pytest.mark.parametrize(("jobs", "resources", "width"), [
-    (3, "", 3), (1, "", 1), (2, ", resources: {cpu: 64}", 1),
+    (3, "", 3), (1, "", 1), pytest.param(2, ", resources: {cpu: 64}", 1, marks=pytest.mark.slow),
     pytest.param(4, ", resources: {cpu: 2}", 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_independent_stages_run_side_by_side_within_the_machine(

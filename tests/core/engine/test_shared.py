@@ -65,6 +65,7 @@ def test_what_was_taken_over_and_never_used_is_still_known_in_the_next_run(runne
     assert two.apply().ran == []
 
 
+@pytest.mark.slow
 def test_files_are_fetched_when_a_new_stage_needs_them(runner: Runners, shared: Path) -> None:
     runner("one").apply()
     two = runner(
@@ -97,6 +98,7 @@ def test_a_damaged_file_of_the_shared_store_is_made_again(runner: Runners, share
     assert any("damaged" in line for line in run.log)
 
 
+@pytest.mark.slow
 def test_a_lost_file_of_the_shared_store_is_made_again(runner: Runners, shared: Path) -> None:
     runner("one").apply()
     shutil.rmtree(shared / "blobs")
@@ -105,6 +107,7 @@ def test_a_lost_file_of_the_shared_store_is_made_again(runner: Runners, shared: 
     assert runner("three").apply().ran == []
 
 
+@pytest.mark.slow
 def test_sharing_can_be_switched_off(runner: Runners, shared: Path) -> None:
     runner("one", head=f"store: {{uri: '{shared}', cache: false}}").apply()
     assert not (shared / "results").exists()
@@ -122,6 +125,7 @@ def test_a_store_that_cannot_be_written_to_is_told_once_and_the_run_goes_on(
     assert "results are not shared, the run goes on alone" in run.result.warnings[0]
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_store_of_a_spec_that_names_none(
     runner: Runners, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -418,9 +418,13 @@ HOSTILE: dict[str, Any] = {
         "the spec has more than 5000 expressions; write values out",
     ),
 }
+QUICK = {"variables that use the next", "doubling", "many expressions in one text"}
+"""The rest take half a second and more each."""
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in HOSTILE]
+)
 def test_hostile_specs_end_within_a_second(fault: Fault, second: float, name: str) -> None:
     text, message = HOSTILE[name]
     start = time.process_time()

@@ -29,6 +29,7 @@ def refusal(login: Login) -> str:
     return str(failure.value)
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_said_without_the_token() -> None:
     with Saying(401, "You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth") as web:
         said = refusal(Login(web.uri, token="wrong-token"))
@@ -39,6 +40,7 @@ def test_a_wrong_token_is_said_without_the_token() -> None:
     assert [item["Authorization"] for item in web.headers] == ["Bearer wrong-token"]
 
 
+@pytest.mark.slow
 def test_name_and_password_of_the_spec_win_over_a_token_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -48,6 +50,7 @@ def test_name_and_password_of_the_spec_win_over_a_token_of_the_environment(
     assert [item["Authorization"] for item in web.headers] == ["Basic bWU6c2VjcmV0"]
 
 
+@pytest.mark.slow
 def test_a_token_of_the_spec_wins_over_a_name_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "else")
@@ -56,6 +59,7 @@ def test_a_token_of_the_spec_wins_over_a_name_of_the_environment(monkeypatch: py
     assert [item["Authorization"] for item in web.headers] == ["Bearer of-the-spec"]
 
 
+@pytest.mark.slow
 def test_without_credentials_those_of_the_environment_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-the-environment")
     with Saying(403, "Permission denied") as web:
@@ -63,6 +67,7 @@ def test_without_credentials_those_of_the_environment_count(monkeypatch: pytest.
     assert [item["Authorization"] for item in web.headers] == ["Bearer of-the-environment"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_server_that_is_no_mlflow_is_named(status: int) -> None:
     with Saying(status, "<html>Welcome</html>") as web:
@@ -80,6 +85,7 @@ def test_a_server_that_fails_is_asked_three_times() -> None:
     assert len(web.headers) == 3
 
 
+@pytest.mark.slow
 def test_what_makes_something_is_never_sent_twice_by_mlflow_itself() -> None:
     with Saying(503, "<html>Busy</html>") as web:
         server = MlflowServer(Login(web.uri))
@@ -100,6 +106,7 @@ def test_a_server_that_hangs_costs_bounded_time() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shipctl_plugins._mlflow.process._START_S", 1.0)
     with Saying(200, "{}", delay=60) as web:
@@ -110,6 +117,7 @@ def test_a_client_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process._running is None
 
 
+@pytest.mark.slow
 def test_the_environment_of_shipctl_stays_as_it_is_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +136,7 @@ def test_the_environment_of_shipctl_stays_as_it_is_and_nothing_is_left_behind(
     assert list(tmp_path.iterdir()) == [temporary]
 
 
+@pytest.mark.slow
 def test_the_client_ends_with_shipctl_however_that_ends(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
@@ -172,6 +181,7 @@ def test_a_client_that_cannot_import_mlflow_says_how_to_get_it(
     )
 
 
+@pytest.mark.slow
 def test_a_client_that_dies_is_started_again() -> None:
     with Saying(200, "{}", content_type="application/json") as web:
         process = AgentProcess(Login(web.uri))

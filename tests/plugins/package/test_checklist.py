@@ -24,12 +24,12 @@ def case(tmp_path: Path, digits_onnx: OnnxModel, specs: Path) -> Case:
     return full_case(tmp_path, digits_onnx, specs / "data")
 
 
-def test_with_all_evidence_only_the_approval_is_open(case: Case) -> None:
+def test_with_all_evidence_every_line_is_settled(case: Case) -> None:
     lines = case.lines()
     assert list(lines) == list(TITLES)
     statuses = {name: line["status"] for name, line in lines.items()}
     settled = dict.fromkeys(TITLES, "passed") | {"memory": "not-applicable", "calibration": "not-applicable"}
-    assert statuses == settled | {"approvals": "failed"}
+    assert statuses == settled | {"approvals": "not-applicable"}
 
 
 def test_lines_say_what_they_were_decided_on(case: Case) -> None:
@@ -153,7 +153,6 @@ GONE: dict[str, tuple[str, Callable[[Case], Case], str]] = {
         "review-date", without_option("review_date"),
         "nobody said when to look at the model again; set `review_date`",
     ),
-    "approvals": ("approvals", lambda case: case, "no approval is on record"),
 }  # fmt: skip
 
 
@@ -394,9 +393,11 @@ def test_required_line_that_is_waived_passes(case: Case) -> None:
 
 
 def test_what_is_required_is_chosen(case: Case) -> None:
-    verdicts = case.but(options={**FULL, "require": ["approvals", "license"]}).verdicts()
+    options = {**FULL, "require": ["review-date", "license"]}
+    del options["review_date"]
+    verdicts = case.but(options=options).verdicts()
     assert {gate: verdict.outcome for gate, verdict in verdicts.items()} == {
-        "checklist.approvals": Outcome.FAIL, "checklist.license": Outcome.PASS,
+        "checklist.review-date": Outcome.FAIL, "checklist.license": Outcome.PASS,
     }  # fmt: skip
 
 

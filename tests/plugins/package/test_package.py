@@ -186,11 +186,12 @@ def test_model_card_tells_what_is_known(case: Case) -> None:
         "| input | image | float32 | [batch, 1, 8, 8] |", "| onnx | torch-export |", "Reading digits on forms.",
         "| slo latency.p95 | 0.02 s |", "| accuracy on evaluation data | ≥ 0.97 |", "| latency.p95 | 0.01 s |",
         "| 0 | 59 | 1 | 0.98 | 0.99 |", "## Training data\n\nUCI optical digits.",
-        "- Approved: failed: no approval is on record", "Pixels are divided by 16.",
+        "Pixels are divided by 16.",
     ):  # fmt: skip
         assert text in card
     bare = (case.but(options={}).run().package.root / "MODEL_CARD.md").read_text()
     assert "## Intended use\n\nNot stated.\n" in bare
+    assert ": failed: nobody said when to look at the model again" in bare
 
 
 def test_tables_hold_together_whatever_is_in_them(case: Case) -> None:
@@ -204,10 +205,10 @@ def test_tables_hold_together_whatever_is_in_them(case: Case) -> None:
 def test_log_tells_what_is_not_settled(case: Case) -> None:
     said: list[str] = []
     case.run(said.append)
-    assert said == [
-        "digits@1.0.0: checklist: 16 passed, 1 failed, 2 not-applicable",
-        "failed: Approved: no approval is on record",
-    ]
+    assert said == ["digits@1.0.0: checklist: 16 passed, 3 not-applicable"]
+    case.but(options={**FULL, "review_date": None}).run(said.append)
+    assert said[1] == "digits@1.0.0: checklist: 15 passed, 1 failed, 3 not-applicable"
+    assert said[2].endswith(": nobody said when to look at the model again; set `review_date`")
 
 
 # -- what is wrong with the inputs or the options --------------------------------------------------------------------

@@ -112,6 +112,7 @@ def test_a_pipeline_signs_with_a_secret_that_is_nowhere_afterwards(pipeline: Sam
     assert not any(secret.decode() in result.stdout + result.stderr for secret in secrets)
 
 
+@pytest.mark.slow
 def test_a_rotated_key_signs_anew_and_only_then(pipeline: SampleProject) -> None:
     first, second = PrivateKey.generate(), PrivateKey.generate()
     assert apply(pipeline, first).exit_code == 0
@@ -125,6 +126,7 @@ def test_a_rotated_key_signs_anew_and_only_then(pipeline: SampleProject) -> None
     assert signed_by(pipeline, first) == before
 
 
+@pytest.mark.slow
 def test_a_wrong_key_fails_the_stage_without_a_traceback(pipeline: SampleProject) -> None:
     project = pipeline.write({"release.pub": PrivateKey.generate().public.pem()})
     key = PrivateKey.generate()

@@ -222,8 +222,8 @@ def test_package_through_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert project.to_run() == ["package", "tar", "oci", "back", "again"]
 
     # a line that is required and failed stops what comes after
-    project.edit("require: [owner, license]", "require: [approvals]")
+    project.edit("require: [owner, license]", "require: [review-date]")
     failed = project.apply()
     assert failed.code == 4
     assert failed.statuses["package"] == "rejected"
-    assert "Approved: no approval is on record" in failed.messages["package"]
+    assert "nobody said when to look at the model again" in failed.messages["package"]

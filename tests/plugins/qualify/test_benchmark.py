@@ -15,6 +15,7 @@ from shipctl_plugins.qualify.benchmark import Benchmark, Inputs, Options, Output
 QUICK = {"warmup": "10ms", "min_duration": "60ms", "max_duration": "120ms"}
 
 
+@pytest.mark.slow
 class TestConformance(StageConformance):
     stage = "benchmark"
     options: ClassVar = {**QUICK, "batch_sizes": [1], "min_duration": "15ms", "max_duration": "30ms"}
@@ -71,6 +72,7 @@ def test_every_configuration_has_its_numbers(measured: Any, digits_onnx: OnnxMod
     assert metrics["latency.p50.low"] <= metrics["latency.p50"] <= metrics["latency.p50.high"]
 
 
+@pytest.mark.slow
 def test_metrics_are_declared(measured: Any) -> None:
     from fnmatch import fnmatchcase
 
@@ -81,6 +83,7 @@ def test_metrics_are_declared(measured: Any) -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_report_has_host_and_series_for_a_plot(measured: Any) -> None:
     details = measured[0].report.details
     assert len(details["host"]) == 64
@@ -91,6 +94,7 @@ def test_report_has_host_and_series_for_a_plot(measured: Any) -> None:
         assert row["windows"]
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_logged_a_line_each(measured: Any) -> None:
     assert len(measured[1]) == 4
     assert measured[1][0].startswith("batch 1, 1 threads: p95 ")

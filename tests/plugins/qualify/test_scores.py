@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from shipctl_plugins.qualify._scores import classification, predicted_classes, regression
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_classification_agrees_with_scikit_learn(seed: int) -> None:
+    from sklearn import metrics
+
     rng = np.random.default_rng(seed)
     labels, predicted = rng.integers(0, 4, 50), rng.integers(0, 5, 50)
     found, rows, confusion = classification(predicted, labels)
@@ -28,7 +30,10 @@ def test_classification_agrees_with_scikit_learn(seed: int) -> None:
     assert [row["samples"] for row in rows] == [int((labels == row["class"]).sum()) for row in rows]
 
 
+@pytest.mark.slow
 def test_regression_agrees_with_scikit_learn() -> None:
+    from sklearn import metrics
+
     rng = np.random.default_rng(0)
     labels, answers = rng.random(20), rng.random((20, 1))
     assert regression(answers, labels) == pytest.approx(

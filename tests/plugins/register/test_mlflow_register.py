@@ -271,7 +271,14 @@ def test_killed_at_any_call_a_first_release_can_be_aborted(
 @pytest.mark.parametrize(
     "call", ["create_version", "create_run", "create_registered_model", "create_experiment"]
 )
-@pytest.mark.parametrize("faults", [["lost"], ["unreachable"], ["unreachable", "lost"]])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["lost"],
+        pytest.param(["unreachable"], marks=pytest.mark.slow),
+        pytest.param(["unreachable", "lost"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_answer_makes_nothing_twice(
     project: Path, mlflow: InProcessMlflow, releaser: MakeReleaser, call: str, faults: list[str]
 ) -> None:
@@ -444,6 +451,7 @@ def test_a_package_that_is_not_published_is_refused_before_anything_is_made(
     assert mlflow.calls == ["ping"]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_said_once_and_in_bounded_time(project: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
