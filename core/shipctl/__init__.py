@@ -23,6 +23,22 @@ if TYPE_CHECKING:
         UnavailableError,
         VerificationError,
     )
+    from shipctl.release.metrics import MetricContext, MetricOptions, MetricProvider, Samples
+    from shipctl.release.options import StrategyInputs, StrategyOptions
+    from shipctl.release.router import Backend, Routed, TrafficRouter
+    from shipctl.release.stage import StrategyStage
+    from shipctl.release.strategy import Strategy
+    from shipctl.release.target import (
+        Applied,
+        Candidate,
+        Capability,
+        Observation,
+        Replicas,
+        StaleEpochError,
+        Target,
+        TargetOptions,
+    )
+    from shipctl.release.traffic import Traffic
     from shipctl.signature import Signature, TensorSpec
     from shipctl.spec import Duration, LoadedSpec, Percentage, Rate, Size, load_spec
     from shipctl.spec.fields import ProjectFile
@@ -79,6 +95,15 @@ _HOMES = {
         "GateError", "PluginError", "ShipctlError", "SpecError", "StageError", "StalePlanError", "StoreError",
         "UnavailableError", "VerificationError",
     ],
+    "shipctl.release.metrics": ["MetricContext", "MetricOptions", "MetricProvider", "Samples"],
+    "shipctl.release.options": ["StrategyInputs", "StrategyOptions"],
+    "shipctl.release.router": ["Backend", "Routed", "TrafficRouter"],
+    "shipctl.release.stage": ["StrategyStage"],
+    "shipctl.release.strategy": ["Strategy"],
+    "shipctl.release.target": [
+        "Applied", "Candidate", "Capability", "Observation", "Replicas", "StaleEpochError", "Target", "TargetOptions",
+    ],
+    "shipctl.release.traffic": ["Traffic"],
     "shipctl.signature": ["Signature", "TensorSpec"],
     "shipctl.spec": ["Duration", "LoadedSpec", "Percentage", "Rate", "Size", "load_spec"],
     "shipctl.stages.events": ["events"],
@@ -104,13 +129,16 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "API_VERSION", "Artifact", "Bound", "CheckContext", "Dataset", "Duration", "FileEntry", "GateError", "Hooks",
-    "JudgeContext", "Lineage", "LineageNode", "LineageSource", "LoadedSpec", "ModelPackage", "ModelSource",
-    "NoOptions", "ObjectInfo", "ObjectStore", "Objectives", "OnnxModel", "Outcome", "PackageArchive", "Percentage",
-    "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage", "ReleaseState", "Report",
-    "Resolved", "RunResult", "Serving", "ShipctlError", "Signature", "Size", "SpecError", "Stage", "StageContext",
-    "StageError", "StageInputs", "StageOptions", "StageOutputs", "StalePlanError", "Step", "StoreError", "StoreSpec",
-    "TensorSpec", "TorchModel", "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError",
+    "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
+    "Duration", "FileEntry", "GateError", "Hooks", "JudgeContext", "Lineage", "LineageNode", "LineageSource",
+    "LoadedSpec", "MetricContext", "MetricOptions", "MetricProvider", "ModelPackage", "ModelSource", "NoOptions",
+    "ObjectInfo", "ObjectStore", "Objectives", "Observation", "OnnxModel", "Outcome", "PackageArchive",
+    "Percentage", "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage",
+    "ReleaseState", "Replicas", "Report", "Resolved", "Routed", "RunResult", "Samples", "Serving", "ShipctlError",
+    "Signature", "Size", "SpecError", "Stage", "StageContext", "StageError", "StageInputs", "StageOptions",
+    "StageOutputs", "StaleEpochError", "StalePlanError", "Step", "StoreError", "StoreSpec", "Strategy",
+    "StrategyInputs", "StrategyOptions", "StrategyStage", "Target", "TargetOptions", "TensorSpec", "TorchModel",
+    "Traffic", "TrafficRouter", "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError",
     "__version__", "apply", "compare", "events", "hookimpl", "load_spec", "make_plan", "read_plan",
 ]  # fmt: skip
 

@@ -11,29 +11,17 @@ import pytest
 import shipctl
 
 PUBLIC = {
-    # running
-    "apply", "make_plan", "read_plan", "load_spec", "LoadedSpec", "Plan", "RunResult", "Hooks",
-    # stages
-    "API_VERSION", "Stage", "StageOptions", "StageInputs", "StageOutputs", "NoOptions", "Bound",
-    "CheckContext", "StageContext", "JudgeContext", "Objectives", "Upstream", "ProjectFile",
-    "Lineage", "LineageNode", "LineageSource",
-    # release stages
-    "ReleaseStage", "ReleaseState", "ReleaseContext", "Phase", "Step", "Serving",
-    # artifacts
-    "Artifact", "Dataset", "FileEntry", "OnnxModel", "Report", "Signature", "TensorSpec", "TorchModel",
-    "TritonRepository", "ModelPackage", "PackageArchive",
-    # stores and sources
-    "ObjectStore", "ObjectInfo", "StoreSpec", "ModelSource", "Resolved",
-    # units
-    "Duration", "Percentage", "Rate", "Size",
-    # gates
-    "Outcome", "Verdict", "compare",
-    # hooks
-    "hookimpl", "events",
-    # errors
-    "ShipctlError", "SpecError", "PluginError", "StageError", "StoreError", "GateError", "StalePlanError",
-    "UnavailableError", "VerificationError",
-    "__version__",
+    "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
+    "Duration", "FileEntry", "GateError", "Hooks", "JudgeContext", "Lineage", "LineageNode", "LineageSource",
+    "LoadedSpec", "MetricContext", "MetricOptions", "MetricProvider", "ModelPackage", "ModelSource", "NoOptions",
+    "ObjectInfo", "ObjectStore", "Objectives", "Observation", "OnnxModel", "Outcome", "PackageArchive",
+    "Percentage", "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage",
+    "ReleaseState", "Replicas", "Report", "Resolved", "Routed", "RunResult", "Samples", "Serving", "ShipctlError",
+    "Signature", "Size", "SpecError", "Stage", "StageContext", "StageError", "StageInputs", "StageOptions",
+    "StageOutputs", "StaleEpochError", "StalePlanError", "Step", "StoreError", "StoreSpec", "Strategy",
+    "StrategyInputs", "StrategyOptions", "StrategyStage", "Target", "TargetOptions", "TensorSpec", "TorchModel",
+    "Traffic", "TrafficRouter", "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError",
+    "__version__", "apply", "compare", "events", "hookimpl", "load_spec", "make_plan", "read_plan",
 }  # fmt: skip
 
 

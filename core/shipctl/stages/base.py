@@ -187,6 +187,11 @@ class Step(Record):
     message: str = Field(description="One line for a person.")
     requeue: float = Field(default=0.0, ge=0, description="Seconds until the next step is worth taking.")
     verdicts: tuple[Verdict, ...] = Field(default=(), description="What gates said in this step.")
+    asks: str = Field(
+        default="",
+        description="In a pause without `requeue`: what people have to approve before it goes on, `promote` or "
+        "`step 2`; several with commas between.",
+    )
 
 
 class Serving(Record):

@@ -13,7 +13,8 @@ a store by one that has a fixture `store`::
 
     class TestMyStore(StoreConformance): ...
 
-and the fixtures come with one line in `conftest.py`::
+(likewise :class:`TargetConformance`, :class:`RouterConformance` and :class:`MetricProviderConformance`), and the
+fixtures come with one line in `conftest.py`::
 
     pytest_plugins = ["shipctl.testing.fixtures"]
 
@@ -28,11 +29,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shipctl.testing.conformance import StageConformance
+    from shipctl.testing.metrics import MetricProviderConformance
+    from shipctl.testing.routers import RouterConformance
     from shipctl.testing.samples import sealed, tiny_dataset, tiny_onnx_model
     from shipctl.testing.stores import StoreConformance
+    from shipctl.testing.targets import TargetConformance
 
-__all__ = ["StageConformance", "StoreConformance", "sealed", "tiny_dataset", "tiny_onnx_model"]
-_SUITES = {"StageConformance": "shipctl.testing.conformance", "StoreConformance": "shipctl.testing.stores"}
+__all__ = [
+    "MetricProviderConformance",
+    "RouterConformance",
+    "StageConformance",
+    "StoreConformance",
+    "TargetConformance",
+    "sealed",
+    "tiny_dataset",
+    "tiny_onnx_model",
+]
+_SUITES = {
+    "StageConformance": "shipctl.testing.conformance",
+    "StoreConformance": "shipctl.testing.stores",
+    "MetricProviderConformance": "shipctl.testing.metrics",
+    "RouterConformance": "shipctl.testing.routers",
+    "TargetConformance": "shipctl.testing.targets",
+}
+_BENEATH = ("shipctl.testing.routers",)
+"""What suites import of each other."""
 
 
 def __getattr__(name: str) -> Any:
@@ -41,8 +62,9 @@ def __getattr__(name: str) -> Any:
         import pytest
 
         # its assertions then say what they compared, as those in a test file do
-        if _SUITES[name] not in sys.modules:
-            pytest.register_assert_rewrite(_SUITES[name])
+        for module in (*_BENEATH, _SUITES[name]):
+            if module not in sys.modules:
+                pytest.register_assert_rewrite(module)
         return getattr(import_module(_SUITES[name]), name)
     if name in __all__:
         from shipctl.testing import samples

@@ -1,0 +1,68 @@
+"""Options that all release strategies have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from shipctl.records import Record
+from shipctl.release.references import Named, Reference
+from shipctl.release.strategy import AnalysisOptions, Strategy
+from shipctl.spec.units import Duration, Rate
+from shipctl.stages.artifacts import Dataset, ModelPackage, TritonRepository
+from shipctl.stages.base import Bound, StageInputs, StageOptions
+
+
+class Replay(Record):
+    """Golden samples as load, for a door that nobody else knocks at."""
+
+    rate: Rate = Field(description="Requests per second, such as 20/s.")
+
+
+class StrategyOptions(StageOptions):
+    """Where to, how careful, and how long the old revision stays."""
+
+    target: Named = Field(
+        default=Reference(uses="local"),
+        description="Where it is served: a target's name, or `{uses: NAME, with: OPTIONS}`.",
+    )
+    analysis: AnalysisOptions | None = Bound(
+        AnalysisOptions(),
+        description="What is measured while requests reach the candidate; null for nothing.",
+    )
+    replay: Replay | None = Bound(
+        None,
+        description="Sends golden samples through the door while it is measured, where there is too little traffic.",
+    )
+    traffic: Rate | None = Bound(
+        None,
+        description="Requests per second that are expected; the plan says with them what can be noticed.",
+    )
+    scaleDownDelay: Duration = Bound(  # noqa: N815
+        Duration("30s"), description="How long the old revision is kept warm, and watched, after a promotion."
+    )
+    abortScaleDownDelay: Duration = Bound(  # noqa: N815
+        Duration(0), description="How long the candidate is kept after an abort, to look at."
+    )
+    progressDeadline: Duration = Bound(  # noqa: N815
+        Duration("10m"), description="How long replicas may take to be ready, and a pause may last."
+    )
+
+    def common(self) -> dict[str, Any]:
+        """Return what goes into a :class:`Strategy` as it is."""
+        names = ("analysis", "scaleDownDelay", "abortScaleDownDelay", "progressDeadline")
+        return {name: getattr(self, name) for name in names}
+
+    def strategy(self) -> Strategy:
+        """Return how a release with these options goes."""
+        raise NotImplementedError
+
+
+class StrategyInputs(StageInputs):
+    """What a release takes."""
+
+    repository: TritonRepository
+    golden: Dataset
+    package: ModelPackage | None = None
+    """The signed package that both are from, for a policy that asks for one."""
