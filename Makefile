@@ -93,13 +93,20 @@ bench: $(DEVELOPMENT) ## Measure the engine's own cost and shipctl's start, besi
 	$(BIN)/python benchmarks/startup.py $(ARGS)
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 
+.PHONY: bench-release
+bench-release: $(DEVELOPMENT) ## Measure what the door adds, how sure the analysis is, and releases while something breaks.
+	$(BIN)/python benchmarks/proxy.py $(ARGS)
+	$(BIN)/python benchmarks/analysis.py $(ARGS)
+	$(BIN)/python benchmarks/release.py $(ARGS)
+
 .PHONY: bench-store
 bench-store: $(DEVELOPMENT) ## Measure publishing to S3 beside aws, boto3 and minio, on a RADOS gateway (make system-deps).
 	$(BIN)/python benchmarks/store.py $(ARGS)
 
 # Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test, ceph's
-# gateway is a real S3 server, skopeo reads what is packaged as an OCI image.
-SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo
+# gateway is a real S3 server, skopeo reads what is packaged as an OCI image, prometheus measures releases.
+SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo \
+	prometheus:prometheus
 # Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.
 SERVER_PYTHON = for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -Ic 'import ensurepip, os, sys, sysconfig, venv; name = sysconfig.get_config_var("INSTSONAME"); \

@@ -1,0 +1,1 @@
+"""Where numbers about a release come from, a module per source."""
