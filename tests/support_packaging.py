@@ -30,7 +30,7 @@ CARD = {
     "processing": "Pixels are divided by 16.",
 }  # fmt: skip
 FULL: dict[str, Any] = {"license": "Apache-2.0", "model_card": CARD, "review_date": "2027-01-01"}
-"""Options with which every line is settled but the approval."""
+"""Options with which every line is settled."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ COMMANDS = {
     "apply": "Do what a spec, or a plan file, says.",
     "status": "Show what serves, since when, from which digest.",
     "history": "Show runs and releases, newest first.",
+    "approve": "Approve a release that waits for it.",
+    "reject": "Reject a release that waits for an approval.",
+    "promote": "Release to one environment what serves in another.",
+    "abort": "Abort the release that is under way.",
     "rollback": "Serve an earlier release again.",
     "down": "Stop what a pipeline runs on its targets.",
     "registry": "Show and change registered models.",
@@ -42,7 +46,7 @@ Exit codes:
   2    the spec or the command line is wrong, or something is missing here
   3    a plugin is broken
   4    a gate said no
-  5    the plan file is stale
+  5    the plan file is stale, or an approval has expired
   6    waiting for an approval, or paused
   7    rolled back
   8    another run holds the lock

@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from shipctl.release.records import ReleaseRecord
 
 
-def release_line(stage: str, target: str, record: ReleaseRecord, *, serves: bool) -> ReleaseLine:
+def release_line(
+    stage: str, target: str, record: ReleaseRecord, *, serves: bool, environment: str | None = None
+) -> ReleaseLine:
     """Return a record as the documents show it."""
     from shipctl.cli.documents.runs import ReleaseLine
 
     return ReleaseLine(
         stage=stage,
         target=target,
+        environment=environment,
         number=record.number,
         version=record.version,
         revision=record.revision,

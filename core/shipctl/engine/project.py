@@ -58,6 +58,10 @@ class Project:
         """What belongs to targets on this machine, a folder each."""
         return self.state / "targets"
 
+    def target(self, name: str, environment: str | None) -> Path:
+        """Return the folder of a target as one environment uses it: two environments share nothing but the name."""
+        return self.targets / target_label(name, environment)
+
     @property
     def work(self) -> Path:
         """Work directories of running stages."""
@@ -84,3 +88,14 @@ class Project:
         ignore = self.state / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")
+
+
+def target_label(name: str, environment: str | None) -> str:
+    """Return what tells a target of one environment from the same one of another: ``local@production``."""
+    return name if environment is None else f"{name}@{environment}"
+
+
+def from_label(label: str) -> tuple[str, str | None]:
+    """Return target and environment of a label."""
+    name, at, environment = label.rpartition("@")
+    return (name, environment) if at else (label, None)

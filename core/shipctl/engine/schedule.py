@@ -276,16 +276,7 @@ class Schedule:
         if release.in_place():
             self._note(release.doubt())
             what = "serves" if release.serves else "is in place"
-            return NodeEnd("in-place", f"{self._pipeline.version} {what} on {release.target}")
-        approval = node.spec.approval
-        if approval is not None and approval.required:
-            roles = " or ".join(approval.roles) or "anybody whom the policy names"
-            message = f"waits for an approval by {roles}; this version of shipctl cannot record one yet"
-            return NodeEnd("waiting", message, exit_code=6)
-        self._recorder.begin(node)
-        self._pipeline.store.sync()
-        self._note(self._pipeline.store.settle())
-        self._executor.open_inputs(ready, self._workdir / "verify")
+            return NodeEnd("in-place", f"{self._pipeline.version} {what} on {release.label}")
         drive = Drive(
             run=self._recorder.run,
             watch=self._recorder.watcher(node),
@@ -296,6 +287,13 @@ class Schedule:
             auditor=Auditor(self._pipeline),
         )
         try:
+            waits = release.waits(drive, retry=self._retry)
+            if waits is not None:
+                return waits
+            self._recorder.begin(node)
+            self._pipeline.store.sync()
+            self._note(self._pipeline.store.settle())
+            self._executor.open_inputs(ready, self._workdir / "verify")
             return release.apply(drive, retry=self._retry)
         finally:
             for problem in drive.auditor.problems:

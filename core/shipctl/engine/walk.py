@@ -97,6 +97,9 @@ class Walk:
 
     def ready(self, node: Node) -> Ready | NodeEnd | None:
         """Return the inputs of a node; or its end, if it cannot run; or None, if something is still to come."""
+        elsewhere = self._elsewhere(node)
+        if elsewhere is not None:
+            return elsewhere
         if any(need not in self.ends for need in node.needs):
             return None
         lists = {name for name, bound in node.bindings.items() if self._is_list(node, name)}
@@ -126,6 +129,14 @@ class Walk:
             if blocked is not None:
                 return blocked
         return Ready(inputs, origins)
+
+    def _elsewhere(self, node: Node) -> NodeEnd | None:
+        """Skip a release to an environment that is not the chosen one."""
+        wanted, chosen = node.spec.environment, self.pipeline.loaded.environment
+        if not node.is_release or wanted in {None, chosen}:
+            return None
+        where = f"this is {chosen}" if chosen else "no environment was chosen"
+        return NodeEnd("skipped", f"it releases to {wanted} only, and {where}; choose it with -e {wanted}")
 
     def _stop(self, need: str) -> NodeEnd | None:
         end = self.ends[need]

@@ -1,4 +1,4 @@
-"""The policy of a project: whose signatures count, and whether anything may be released without one.
+"""The policy of a project: whose signatures count, whether anything may be released without one, and who may approve.
 
     apiVersion: shipctl.dev/v1
     kind: Policy
@@ -7,14 +7,25 @@
       keys: [keys/release.pub]            # files beside the policy, or PEM text
       certificates: [keys/root.pem]
       identities: ["release@example.com"]
+    approvers:
+      - name: ada
+        roles: [model-owner]
+        keys: [keys/ada.pub]              # then only what is signed with it is an approval of ada's
+      - name: grace
+        roles: [operator, model-owner]
+        users: [ghopper]                  # her account on machines, and her name in the CI
 
 It lies in the project's root as `shipctl-policy.yaml`, or where SHIPCTL_POLICY says.
+
+An approver with keys proves by a signature who approved. One without is known by the name that the machine or the CI
+reports, which proves nothing by itself: whoever can write to the store can then approve in that name, so the store is
+the boundary of trust. Name keys where that is not enough.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +38,7 @@ from shipctl.evidence.keys import PublicKey, read_key_file
 from shipctl.evidence.trust import Trust
 from shipctl.records import Record
 from shipctl.spec.fields import Text, Texts
-from shipctl.spec.problems import Problems, near
+from shipctl.spec.problems import Keys, Problems, dotted, near
 from shipctl.spec.validation import add_validation_errors
 from shipctl.spec.yaml import Document, load_document
 
@@ -52,6 +63,17 @@ class SignaturePolicy(Record):
     )
 
 
+class ApproverPolicy(Record):
+    """One of `approvers` in a policy."""
+
+    name: Text = Field(description="What the approver is called in approvals.")
+    roles: Texts = Field(min_length=1, description="What this person may approve as.")
+    keys: Texts = Field(
+        (), description="Public keys of this person's, of which one must sign: PEM files, or PEM text."
+    )
+    users: Texts = Field((), description="Names by which machines and the CI know this person.")
+
+
 class PolicyFile(Record):
     """What stands in a policy's file."""
 
@@ -60,6 +82,29 @@ class PolicyFile(Record):
     signatures: SignaturePolicy | None = Field(
         None, description="Who may sign; without it nothing has to be signed."
     )
+    approvers: tuple[ApproverPolicy, ...] = Field(
+        (), description="Who may approve releases; without any, nobody can."
+    )
+
+
+@dataclass(frozen=True)
+class Approver:
+    """Somebody who may approve releases."""
+
+    name: str
+    roles: tuple[str, ...]
+    keys: tuple[PublicKey, ...] = ()
+    """One of these has to sign; without any, the name of the account counts."""
+    users: tuple[str, ...] = ()
+
+    def is_known_as(self, names: Collection[str]) -> bool:
+        """Whether one of these account names is this person's."""
+        return not {self.name, *self.users}.isdisjoint(names)
+
+    def may_be(self, names: Collection[str]) -> bool:
+        """Whether one of these account names may be this person's, upper and lower case being one."""
+        mine = {name.casefold() for name in (self.name, *self.users)}
+        return not mine.isdisjoint(name.casefold() for name in names)
 
 
 @dataclass(frozen=True)
@@ -69,11 +114,20 @@ class Policy:
     path: Path
     required: bool
     trust: Trust
+    approvers: tuple[Approver, ...] = ()
 
     @property
     def name(self) -> str:
         """Its file, for messages."""
         return str(self.path)
+
+    def approver(self, name: str) -> Approver | None:
+        """Return the approver of that name."""
+        return next((item for item in self.approvers if item.name == name), None)
+
+    def with_roles(self, roles: Collection[str]) -> list[Approver]:
+        """Return who has one of these roles; none named means any."""
+        return [item for item in self.approvers if not roles or not set(item.roles).isdisjoint(roles)]
 
 
 def find_policy(project: Path) -> Policy | None:
@@ -107,11 +161,14 @@ def load_policy(path: Path) -> Policy:
     problems = Problems(document)
     found = _validated(document, problems)
     problems.raise_if_any()
-    signatures = found.signatures if found is not None else None
+    assert found is not None  # noqa: S101  (else there was a problem)
+    approvers = tuple(_approvers(found.approvers, path.parent, problems))
+    signatures = found.signatures
     if signatures is None:
-        return Policy(path, required=False, trust=Trust())
+        problems.raise_if_any()
+        return Policy(path, required=False, trust=Trust(), approvers=approvers)
     trust = Trust(
-        keys=tuple(_keys(signatures.keys, path.parent, problems)),
+        keys=tuple(_keys(signatures.keys, path.parent, problems, ("signatures",))),
         roots=tuple(_roots(signatures.certificates, path.parent, problems)),
         identities=signatures.identities,
     )
@@ -130,7 +187,7 @@ def load_policy(path: Path) -> Policy:
             "key",
         )
     problems.raise_if_any()
-    return Policy(path, signatures.required, trust)
+    return Policy(path, signatures.required, trust, approvers)
 
 
 def _validated(document: Document, problems: Problems) -> PolicyFile | None:
@@ -148,6 +205,8 @@ def _validated(document: Document, problems: Problems) -> PolicyFile | None:
             problems.add((key,), f"{key} must be {value!r}; write that")
     if "signatures" in data and data["signatures"] is None:
         problems.add(("signatures",), "'signatures' is empty; say who may sign, or leave it out", "key")
+    if "approvers" in data and not data["approvers"]:
+        problems.add(("approvers",), "'approvers' is empty; say who may approve, or leave it out", "key")
     if problems:
         return None
     try:
@@ -157,13 +216,37 @@ def _validated(document: Document, problems: Problems) -> PolicyFile | None:
         return None
 
 
-def _keys(texts: Sequence[str], base: Path, problems: Problems) -> list[PublicKey]:
+def _approvers(listed: Sequence[ApproverPolicy], base: Path, problems: Problems) -> list[Approver]:
+    """Return the approvers; what belongs to one person must not belong to another as well."""
+    found: list[Approver] = []
+    owners: dict[str, str] = {}
+    known: dict[str, str] = {}
+    for index, item in enumerate(listed):
+        at: Keys = ("approvers", index)
+        keys = _keys(item.keys, base, problems, at)
+        for key in keys:
+            owner = owners.setdefault(key.id, item.name)
+            if owner != item.name:
+                problems.add(
+                    (*at, "keys"), f"key {key.id} is {owner}'s already; give everybody a key of his own"
+                )
+        for user, place in [(item.name, "name"), *((user, "users") for user in item.users)]:
+            owner = known.setdefault(user.casefold(), item.name)
+            if owner != item.name:
+                problems.add((*at, place), f"{user!r} is {owner} already; one name is one person")
+        if any(item.name == other.name for other in found):
+            problems.add((*at, "name"), f"approver {item.name!r} stands here twice; put the two together")
+        found.append(Approver(item.name, item.roles, tuple(keys), item.users))
+    return found
+
+
+def _keys(texts: Sequence[str], base: Path, problems: Problems, at: Keys) -> list[PublicKey]:
     found = []
     for index, text in enumerate(texts):
         try:
-            found.append(PublicKey.load(*_pem(text, base, f"signatures.keys[{index}]")))
+            found.append(PublicKey.load(*_pem(text, base, f"{dotted(at)}.keys[{index}]")))
         except SpecError as exc:
-            problems.add(("signatures", "keys", index), str(exc))
+            problems.add((*at, "keys", index), str(exc))
     return found
 
 

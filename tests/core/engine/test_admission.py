@@ -334,7 +334,7 @@ def test_an_audit_log_that_was_cut_is_told_and_stays_so(project: EngineProject, 
     run = deploying(project, "1.2.0", "third").apply()
     assert run.code == 0
     assert any("entries were taken away at its end" in warning for warning in run.result.warnings)
-    code, said = project.shipctl("history", "spec.yaml", "--audit")
+    code, said = project.command("history", "spec.yaml", "--audit")
     assert code == 1
     assert "was seen here before: the log was rewritten" in said
 
@@ -396,18 +396,18 @@ def test_history_shows_the_audit_log_and_finds_a_changed_entry(
     project: EngineProject, key: PrivateKey
 ) -> None:
     deploying(project).apply()
-    code, said = project.shipctl("history", "spec.yaml", "--audit")
+    code, said = project.command("history", "spec.yaml", "--audit")
     assert code == 0
     assert "apply done  demo@1.0.0" in said
     assert "2 entries" in said
     head = said.rsplit("sha256:", 1)[1].strip()
-    assert project.shipctl("history", "spec.yaml", "--audit", "--expect-head", head)[0] == 0
+    assert project.command("history", "spec.yaml", "--audit", "--expect-head", head)[0] == 0
     entry = project.state / "store/audit/00000001.json"
     body = json.loads(entry.read_bytes())
     body["actor"]["user"] = "nobody"
     entry.chmod(0o644)
     entry.write_text(json.dumps(body))
-    code, said = project.shipctl("history", "spec.yaml", "--audit")
+    code, said = project.command("history", "spec.yaml", "--audit")
     assert code == 1
     assert "of log audit" in said
     assert "was altered or exchanged" in said

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shipctl import Hooks, SpecError
-from shipctl.engine import operations, releases
+from shipctl.engine import driving, operations
 from support_engine import EngineProject, Run, Watcher, flip_bit
 
 STEPS = ["preparing", "preflight", "shifting", "promoting", "done"]
@@ -156,7 +156,7 @@ def test_what_was_rolled_back_is_refused_without_retry(project: EngineProject) -
 
 
 def test_an_abort_that_fails_is_tried_again(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releases, "ABORT_DELAY", 0.001)
+    monkeypatch.setattr(driving, "ABORT_DELAY", 0.001)
     release(project, "1.0.0").apply()
     run = release(project, "2.0.0", options="fail_at: shifting, fail_aborts: 3").apply()
     assert (run.code, serving(project)) == (7, "1.0.0")
@@ -166,7 +166,7 @@ def test_an_abort_that_fails_is_tried_again(project: EngineProject, monkeypatch:
 def test_an_abort_that_cannot_be_done_stays_unfinished_and_is_gone_on_with(
     project: EngineProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(releases, "ABORT_DELAY", 0.001)
+    monkeypatch.setattr(driving, "ABORT_DELAY", 0.001)
     release(project, "1.0.0").apply()
     run = release(project, "2.0.0", options="fail_at: shifting, fail_aborts: 6").apply()
     assert (run.code, run.messages["d"]) == (1, "the shelf is stuck")
@@ -423,6 +423,6 @@ def test_the_records_file_says_when_it_is_damaged(project: EngineProject) -> Non
     release(project, "1.0.0").apply()
     path: Path = project.state / "targets" / "shelf" / "releases" / "demo" / "d.json"
     path.write_text("{")
-    code, said = project.shipctl("history", "spec.yaml")
+    code, said = project.command("history", "spec.yaml")
     assert code == 1
     assert "d.json is damaged (1 errors); restore it, or move it away" in said

@@ -48,6 +48,29 @@ def test_keys_are_files_beside_the_policy_or_text(project: Path, monkeypatch: py
     assert policy.trust.identities == ("*@example.com",)
 
 
+def test_approvers_have_roles_and_keys_or_names(project: Path) -> None:
+    policy = load_policy(
+        write(
+            project,
+            "approvers:\n  - {name: ada, roles: owner, keys: keys/release.pub}\n"
+            "  - {name: bob, roles: [owner, operator], users: [bobby]}\n",
+        )
+    )
+    assert (policy.required, [item.name for item in policy.approvers]) == (False, ["ada", "bob"])
+    ada, bob = policy.approvers
+    assert (ada.roles, ada.keys, bob.roles, bob.keys) == (
+        ("owner",),
+        (KEY.public,),
+        ("owner", "operator"),
+        (),
+    )
+    assert bob.is_known_as({"bobby"})
+    assert not bob.is_known_as({"Bobby"})
+    assert bob.may_be({"BOBBY"})
+    assert policy.with_roles(["operator"]) == [bob]
+    assert policy.with_roles([]) == [ada, bob]
+
+
 def test_without_signatures_nothing_is_required(project: Path) -> None:
     policy = load_policy(write(project, ""))
     assert not policy.required
@@ -108,6 +131,25 @@ WRONG = {
     ],
     f"{HEAD}signatures: {{keys: keys/release.pub, identities: [me]}}\n": [
         "3:38: identities are names in certificates, and no root certificate is trusted; add 'certificates'"
+    ],
+    f"{HEAD}approvers: []\n": ["3:1: 'approvers' is empty; say who may approve, or leave it out"],
+    f"{HEAD}approvers:\n  - {{name: ada}}\n": [
+        "4:5: 'roles' is missing in approvers[0]; add it",
+    ],
+    f"{HEAD}approvers:\n  - {{name: ada, roles: []}}\n": [
+        "4:24: approvers[0].roles is empty; add at least one item",
+    ],
+    f"{HEAD}approvers:\n  - {{name: ada, role: [x], roles: [x]}}\n": [
+        "4:17: 'role' is not known in approvers[0]; did you mean 'roles'?"
+    ],
+    f"{HEAD}approvers:\n  - {{name: ada, roles: [x], keys: [keys/gone.pub]}}\n": [
+        "4:36: BASE/keys/gone.pub cannot be read: No such file or directory; name a PEM file"
+    ],
+    f"{HEAD}approvers:\n  - {{name: ada, roles: x, keys: keys/release.pub}}\n"
+    "  - {name: bob, roles: x, keys: keys/release.pub, users: [Ada]}\n  - {name: bob, roles: y}\n": [
+        f"5:33: key {KEY.public.id} is ada's already; give everybody a key of his own",
+        "5:58: 'Ada' is ada already; one name is one person",
+        "6:12: approver 'bob' stands here twice; put the two together",
     ],
     "kind: Pipeline\n": [
         "1:1: 'apiVersion' is missing; add 'apiVersion: shipctl.dev/v1'",

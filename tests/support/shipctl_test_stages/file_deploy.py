@@ -27,6 +27,8 @@ class Options(StageOptions):
     fail_aborts: int = Field(default=0, description="Calls of abort that raise before one works.")
     secret: str = Field(default="", description="A secret that a failure gives away.")
     wait: float = Field(default=0.0, description="Seconds asked for between steps.")
+    ask_at: str = Field(default="", description="The phase before which people are asked.")
+    asks: str = Field(default="promote", description="What they are asked.")
 
 
 class State(ReleaseState):
@@ -60,6 +62,10 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
             failed = self._fail(state, phase)
             if failed is not None:
                 return failed
+        asked = set(self.options.asks.split(", ")) if phase == self.options.ask_at else set()
+        if not asked <= ctx.approved():
+            message = f"{ctx.version} waits for approval: {self.options.asks}"
+            return state, Step(phase=Phase.PAUSED, message=message, asks=self.options.asks)
         if phase is Phase.PREPARING:
             before = self._serving(ctx)
             self._effect(ctx, phase, f"candidate-{ctx.revision[:8]}", inputs.thing.path.read_text())
@@ -100,7 +106,12 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
             return ()
         return [
             Serving(
-                name=ctx.pipeline, version=found["version"], revision=found["revision"], since=0, healthy=True
+                name=ctx.pipeline,
+                version=found["version"],
+                revision=found["revision"],
+                since=0,
+                healthy=not (ctx.target_dir / "ill").exists(),
+                details={"weight": (ctx.target_dir / "weight").read_text()[:8]},
             )
         ]
 

@@ -46,7 +46,7 @@ def command(
     audited: bool,  # noqa: FBT001
     expect_head: str | None,
 ) -> None:
-    """Show runs and releases, newest first.
+    """Show runs and releases, newest first; releases of all environments, or of the one that is chosen.
 
     The audit log is kept in the store that the spec publishes to. Its entries are chained by their digests, so that
     one that was changed or taken out is found; note the digest of the newest elsewhere to find a log that was cut.
@@ -78,7 +78,8 @@ def command(
     if any(issubclass(registry.load(stage.uses), ReleaseStage) for stage in loaded.spec.stages):
         found = history(path, environment=environment, overrides=overrides, registry=registry)
         releases = [
-            release_line(row.stage, row.target, row.record, serves=row.serves) for row in found[:limit]
+            release_line(row.stage, row.target, row.record, serves=row.serves, environment=row.environment)
+            for row in found[:limit]
         ]
     for line in _lines(runs, releases):
         output.result(line)
@@ -135,11 +136,14 @@ def _lines(runs: list[RunLine], releases: list[ReleaseLine]) -> list[str]:
     lines = []
     if releases:
         lines.append(click.style("releases:", bold=True))
+        width = max(len(item.environment or "") for item in releases)
         for item in releases:
             state = "serves" if item.serves else "rolled-back" if item.rolled_back else item.phase
             note = item.message.partition("\n")[0]
+            where = f"{item.environment or '-':<{width}}  " if width else ""
             lines.append(
-                f"  {item.number:>3}  {text.moment(item.started)}  {state:<11}  {item.version}  "
+                f"  {item.number:>3}  {text.moment(item.started)}  {state:<11}  "
+                f"{where}{item.version}  "
                 f"{text.short(item.revision)}  {item.stage} on {item.target} by {item.user}"
                 f"{' (rollback)' if item.intent == 'rollback' else ''}: {note}"
             )

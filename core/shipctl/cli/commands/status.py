@@ -12,51 +12,89 @@ from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.planning import environment_options, spec_argument
 from shipctl.cli.releasing import release_line
 from shipctl.cli.specfile import find_spec
+from shipctl.cli.types import DURATION
 
 if TYPE_CHECKING:
     from shipctl.cli.documents.runs import TargetLine
+    from shipctl.engine.operations import TargetStatus
     from shipctl.stages.base import Serving
+
+_SHORTEST = 0.1
+"""Seconds between two looks at least."""
 
 
 @click.command("status")
 @spec_argument
 @environment_options
+@click.option(
+    "--watch", "watched", is_flag=True, help="Go on showing it until the release that is under way ends."
+)
+@click.option(
+    "--interval",
+    metavar="DURATION",
+    type=DURATION,
+    default="1s",
+    show_default=True,
+    help="With --watch: the time between two looks.",
+)
 @json_option
 @common_options
-def command(spec: Path | None, environment: str | None, overrides: tuple[str, ...]) -> None:
+def command(
+    spec: Path | None,
+    environment: str | None,
+    overrides: tuple[str, ...],
+    watched: bool,  # noqa: FBT001
+    interval: float,
+) -> None:
     """Show what serves, since when, from which digest.
 
-    The targets of the spec's release stages are asked; nothing is changed.
+    The targets of the spec's release stages are asked; nothing is changed. With --json and --watch, the document is
+    that of the end.
     """
-    from shipctl.cli.documents.runs import StatusDocument, TargetLine
-    from shipctl.engine.operations import status
+    from shipctl.cli.documents.runs import StatusDocument
+    from shipctl.engine.operations import looking
 
     output = Output.current()
-    targets = tuple(
-        TargetLine(
-            stage=found.stage,
-            target=found.target,
-            serving=found.serving,
-            problem=found.problem,
-            last=None
-            if found.record is None
-            else release_line(
-                found.stage,
-                found.target,
-                found.record,
-                serves=any(item.revision == found.record.revision for item in found.serving),
-            ),
-        )
-        for found in status(find_spec(spec), environment=environment, overrides=overrides)
-    )
-    for target in targets:
-        for line in _lines(target, time.time()):
-            output.result(line)
+    look = looking(find_spec(spec), environment=environment, overrides=overrides)
+    if watched:
+        from shipctl.cli.watching import watch
+
+        found = watch(look, max(interval, _SHORTEST), output)
+    else:
+        found = look()
+    targets = tuple(target_line(item) for item in found)
+    for line in [line for target in targets for line in target_lines(target, time.time())]:
+        output.result(line)
     output.document(StatusDocument(targets=targets))
 
 
-def _lines(target: TargetLine, now: float) -> list[str]:
-    head = f"{click.style(target.stage, bold=True)} on {target.target}: "
+def target_line(found: TargetStatus) -> TargetLine:
+    """Return what a target serves as the document shows it."""
+    from shipctl.cli.documents.runs import TargetLine
+
+    last = found.record
+    return TargetLine(
+        stage=found.stage,
+        target=found.target,
+        environment=found.environment,
+        serving=found.serving,
+        problem=found.problem,
+        last=None
+        if last is None
+        else release_line(
+            found.stage,
+            found.target,
+            last,
+            serves=any(item.revision == last.revision for item in found.serving),
+            environment=found.environment,
+        ),
+    )
+
+
+def target_lines(target: TargetLine, now: float) -> list[str]:
+    """Write what a target serves."""
+    where = f"{target.target} in {target.environment}" if target.environment else target.target
+    head = f"{click.style(target.stage, bold=True)} on {where}: "
     if target.problem:
         lines = [f"{head}{click.style('cannot be asked', fg='red')}: {target.problem}"]
     elif not target.serving:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from shipctl.cli.documents.approvals import (
+    AbortDocument,
+    DecisionDocument,
+    PendingDocument,
+    PromoteDocument,
+)
 from shipctl.cli.documents.audit import AuditDocument
 from shipctl.cli.documents.base import Document
 from shipctl.cli.documents.gc import GcDocument
@@ -41,6 +47,10 @@ EVERY_DOCUMENT: dict[str, type[Document]] = {
     "plan": PlanDocument,
     "run": RunDocument,
     "status": StatusDocument,
+    "approvals": PendingDocument,
+    "approval": DecisionDocument,
+    "promote": PromoteDocument,
+    "abort": AbortDocument,
     "down": DownDocument,
     "history": HistoryDocument,
     "audit": AuditDocument,

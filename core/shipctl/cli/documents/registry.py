@@ -107,6 +107,10 @@ class RegistryHistoryDocument(StoreDocument):
     total: int = Field(description="Number of entries.")
     head: str = Field(description="SHA-256 (hex) of the newest entry, to be noted elsewhere.")
     entries: tuple[AuditLine, ...] = Field(description="The newest entries, newest first.")
+    approvals: tuple[AuditLine, ...] = Field(
+        default=(),
+        description="Requests, approvals, rejections and promotions of its releases, from the audit log.",
+    )
 
 
 class RegistryChangeDocument(StoreDocument):

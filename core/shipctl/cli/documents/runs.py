@@ -77,6 +77,7 @@ class TargetLine(Record):
 
     stage: str = Field(description="The release stage's id.")
     target: str = Field(description="The target's name.")
+    environment: str | None = Field(default=None, description="The environment that is released to.")
     serving: tuple[Serving, ...] = Field(description="What it serves now.")
     problem: str | None = Field(description="Why the target could not be asked.")
     last: ReleaseLine | None = Field(description="The last release begun there, whatever became of it.")
@@ -115,6 +116,7 @@ class ReleaseLine(Record):
 
     stage: str = Field(description="The release stage's id.")
     target: str = Field(description="The target's name.")
+    environment: str | None = Field(default=None, description="The environment that was released to.")
     number: int = Field(description="Counts the releases of the stage on the target.")
     version: str = Field(description="metadata.version of what was released.")
     revision: str = Field(description="Digest of what was released.")

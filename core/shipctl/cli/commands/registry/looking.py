@@ -19,11 +19,14 @@ from shipctl.cli.registering import (
     version_facts,
     version_text,
 )
-from shipctl.cli.stores import store_options
+from shipctl.cli.stores import chosen_project, store_options
 
 if TYPE_CHECKING:
     from shipctl.store.model_reading import ModelReader
     from shipctl.store.registered import RegisteredVersion
+
+_APPROVALS = frozenset({"approval requested", "approve", "reject", "promoted"})
+"""Actions of the audit log that a model's history shows, too."""
 
 
 @click.command("list")
@@ -149,18 +152,26 @@ def history(
     environment: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Show who did what to a model, newest first.
+    """Show who did what to a model, newest first, and who approved or rejected its releases.
 
     All entries are verified: they are chained by their digests, so that one that was changed or taken out is found.
     """
     from shipctl.cli.documents.registry import RegistryHistoryDocument
+    from shipctl.store.log import audit
 
     output = Output.current()
     with opened_registry(store, spec, environment, overrides) as registry:
         entries = registry.history(name, expect_head=expect_head)
+        audited = audit(registry.objects, heads=chosen_project(spec).heads()).entries()
         uri = registry.objects.uri
     shown = entries[: -limit - 1 : -1]
     for entry in shown:
+        output.result(entry_text(entry))
+    said = [item for item in audited if item.action in _APPROVALS and item.subject.startswith(f"{name}@")]
+    decisions = said[: -limit - 1 : -1]
+    if decisions:
+        output.result(click.style("approvals, in the audit log:", bold=True))
+    for entry in decisions:
         output.result(entry_text(entry))
     output.say(f"{len(entries)} entries, the chain is whole; head sha256:{entries[-1].digest}")
     output.document(
@@ -170,6 +181,7 @@ def history(
             total=len(entries),
             head=entries[-1].digest,
             entries=tuple(audit_line(entry) for entry in shown),
+            approvals=tuple(audit_line(entry) for entry in decisions),
         )
     )
 
