@@ -102,22 +102,14 @@ def ask_golden(
 
     :raises StageError: if our own client process fails
     """
-    first = {tensor.shape[0] if tensor.shape else 1 for tensor in signature.inputs}
-    fixed = max_batch_size == 0 and not any(isinstance(size, str) for size in first)
-    sizes = [size for size in first if isinstance(size, int)]
-    question = Question(
-        addresses={"http": endpoints["http"].removeprefix("http://"), "grpc": endpoints["grpc"]},
+    question = golden_question(
+        endpoints,
         model=model,
-        version=version,
-        inputs=tuple(tensor.name for tensor in signature.inputs),
-        outputs=tuple(tensor.name for tensor in signature.outputs),
+        signature=signature,
+        max_batch_size=max_batch_size,
         golden=golden,
-        batch=sizes[0] if fixed else min(max_batch_size or LARGEST_BATCH, LARGEST_BATCH),
-        fixed_batch=fixed,
-        columns=tuple(
-            t.name for t in (*signature.inputs, *signature.outputs) if max_batch_size and len(t.shape) == 1
-        ),
         timeout=timeout,
+        version=version,
     )
     answers = _ask_in_a_process(question, timeout)
     verdicts = [verdict for answer in answers for verdict in _judge(answer, tolerance, where, subject)]
@@ -130,6 +122,36 @@ def ask_golden(
         samples=answers[0].samples if answers else 0,
         version=versions.pop() if len(versions) == 1 else "",
         probe=probes[0] if probes else None,
+    )
+
+
+def golden_question(
+    endpoints: dict[str, str],
+    *,
+    model: str,
+    signature: Signature,
+    max_batch_size: int,
+    golden: Path,
+    timeout: float,
+    version: int | None = None,
+) -> Question:
+    """Return how the golden samples are asked of a model with this signature."""
+    first = {tensor.shape[0] if tensor.shape else 1 for tensor in signature.inputs}
+    fixed = max_batch_size == 0 and not any(isinstance(size, str) for size in first)
+    sizes = [size for size in first if isinstance(size, int)]
+    return Question(
+        addresses={"http": endpoints["http"].removeprefix("http://"), "grpc": endpoints["grpc"]},
+        model=model,
+        version=version,
+        inputs=tuple(tensor.name for tensor in signature.inputs),
+        outputs=tuple(tensor.name for tensor in signature.outputs),
+        golden=golden,
+        batch=sizes[0] if fixed else min(max_batch_size or LARGEST_BATCH, LARGEST_BATCH),
+        fixed_batch=fixed,
+        columns=tuple(
+            t.name for t in (*signature.inputs, *signature.outputs) if max_batch_size and len(t.shape) == 1
+        ),
+        timeout=timeout,
     )
 
 

@@ -114,7 +114,7 @@ def _over(protocol: Protocol, address: str, question: Question, arrays: dict[str
             compared[name] = agreement(arrays[name], got)
     except (InferenceError, ValueError) as error:
         return Answer(protocol=protocol, samples=samples, problem=str(error))
-    body, header = _probe(question, arrays) if protocol == "http" else (b"", 0)
+    body, header = request_body(question, arrays) if protocol == "http" else (b"", 0)
     return Answer(
         protocol=protocol,
         samples=samples,
@@ -133,11 +133,12 @@ def _inputs(question: Question, arrays: dict[str, NDArray[Any]], part: slice) ->
     }
 
 
-def _probe(question: Question, arrays: dict[str, NDArray[Any]]) -> tuple[bytes, int]:
-    """Return a request for the first sample, as the bytes that HTTP carries."""
+def request_body(question: Question, arrays: dict[str, NDArray[Any]], start: int = 0) -> tuple[bytes, int]:
+    """Return a request for one sample (or one fixed batch) as the bytes that HTTP carries, and its header's length."""
     from tritonclient import http
 
-    first = _inputs(question, arrays, slice(question.batch if question.fixed_batch else 1))
+    size = question.batch if question.fixed_batch else 1
+    first = _inputs(question, arrays, slice(start, start + size))
     wanted = [http.InferRequestedOutput(name) for name in question.outputs]
     body, header = http.InferenceServerClient.generate_request_body(infer_inputs(http, first), outputs=wanted)
     return bytes(body), int(header or len(body))

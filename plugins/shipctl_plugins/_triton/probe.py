@@ -6,9 +6,11 @@ Health endpoints are not enough: after the process behind a model has died, Trit
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import struct
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +26,8 @@ _HEADER = "inference-header-content-length"
 _FLOATS = {"FP16": "e", "FP32": "f", "FP64": "d"}
 _SLACK = 0.02
 """Share of the largest magnitude: other requests in the same dynamic batch may change the last digits."""
+_PATIENCE = 10
+"""How many times longer than it took when it was recorded an answer may take."""
 
 
 class Tensor(Record):
@@ -41,6 +45,7 @@ class RecordedProbe(Record):
     header: int = Field(description="Length in bytes of the JSON at its start.")
     version: str = Field(description="The version that answered.")
     outputs: dict[str, Tensor] = Field(description="What it answered.")
+    seconds: float = Field(default=0.0, ge=0, description="How long that took.")
 
 
 def record_probe(api: TritonApi, model: str, probe: Probe, path: Path) -> None:
@@ -48,9 +53,14 @@ def record_probe(api: TritonApi, model: str, probe: Probe, path: Path) -> None:
 
     :raises TritonApiError: if there is none
     """
+    began = time.monotonic()
     version, outputs = _send(api, model, probe.body, probe.header)
     kept = RecordedProbe(
-        body=base64.b64encode(probe.body).decode(), header=probe.header, version=version, outputs=outputs
+        body=base64.b64encode(probe.body).decode(),
+        header=probe.header,
+        version=version,
+        outputs=outputs,
+        seconds=time.monotonic() - began,
     )
     write_atomic(path, kept.model_dump_json().encode())
 
@@ -59,7 +69,8 @@ def answers_as_recorded(api: TritonApi, model: str, path: Path) -> bool:
     """Whether unversioned requests are answered by the recorded version with (nearly) the recorded answer."""
     try:
         kept = RecordedProbe.model_validate_json(path.read_bytes())
-        version, outputs = _send(api, model, base64.b64decode(kept.body), kept.header)
+        patient = dataclasses.replace(api, timeout=max(api.timeout, _PATIENCE * kept.seconds))
+        version, outputs = _send(patient, model, base64.b64decode(kept.body), kept.header)
     except (OSError, ValueError, KeyError, TritonApiError):
         return False
     return (

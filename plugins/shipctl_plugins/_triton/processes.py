@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import socket
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,9 +15,49 @@ from typing import Self
 from shipctl_plugins._triton import launcher
 from shipctl_plugins._triton.api import LOOPBACK
 
-MARK = "SHIPCTL_SERVER"
-"""Environment variable that a server and everything it starts carry."""
+MARK = launcher.MARK
+kill_left_over = launcher.kill_left_over
 _POLL_S = 0.02
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_EPHEMERAL_DEFAULT = 32768
+_PORTS = 12000
+_FIRST_PORT = 10000
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on a port of loopback just now."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            trial.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int, avoid: Collection[int] = ()) -> list[int]:
+    """Return ports of loopback that are free just now, none of them in ``avoid``.
+
+    They lie below those that the kernel gives to connections: a server binds them only seconds later, when its
+    models are loaded, and under load one of the many connections of a client would have taken it meanwhile.
+    """
+    start = _EPHEMERAL_DEFAULT
+    with contextlib.suppress(OSError, ValueError):
+        start = int(_EPHEMERAL.read_text().split()[0])
+    lowest = max(start - _PORTS, _FIRST_PORT)
+    numbers: list[int] = []
+    choices = iter(random.sample(range(lowest, start), k=start - lowest) if start > lowest else ())
+    while len(numbers) < count:
+        port = next(choices, None) or _any_port()
+        if port not in avoid and port not in numbers and is_free(port):
+            numbers.append(port)
+    return numbers
+
+
+def _any_port() -> int:
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        return int(free.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -27,21 +70,8 @@ class Ports:
 
     def chosen(self) -> Ports:
         """Return these with every 0 replaced by a port that is free just now."""
-        sockets = []
-        try:
-            numbers = []
-            for wanted in (self.http, self.grpc, self.metrics):
-                if wanted:
-                    numbers.append(wanted)
-                    continue
-                free = socket.socket()
-                sockets.append(free)
-                free.bind((LOOPBACK, 0))
-                numbers.append(int(free.getsockname()[1]))
-            return Ports(*numbers)
-        finally:
-            for free in sockets:
-                free.close()
+        free = iter(free_ports(3, {self.http, self.grpc, self.metrics}))
+        return Ports(*(wanted or next(free) for wanted in (self.http, self.grpc, self.metrics)))
 
 
 @dataclass(frozen=True)
@@ -86,17 +116,3 @@ class ServerRecord:
                 return False
             time.sleep(_POLL_S)
         return True
-
-
-def kill_left_over(prefix: str) -> None:
-    """Kill processes that a server which died left behind; they carry its name in their environment."""
-    needle = f"{MARK}={prefix}".encode()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            ours = needle in (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if ours:
-            launcher.kill_process(int(folder.name))

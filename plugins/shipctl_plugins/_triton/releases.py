@@ -4,9 +4,9 @@ Below the target's folder::
 
     target.json             the record: per model its published versions and which one is stable
     releases/<model>/<n>/   version n as it was published: the repository's files, manifest.json last
-    serving/<model>/        what the server reads: config.pbtxt and one folder per version that is loaded
-    server/                 the server's state file and log
     probes/                 a recorded question and answer per version
+    servers/                the servers: see :mod:`shipctl_plugins._triton.replicas`
+    serving/, server/       the one server that shipctl 0.1 had for all models, and what it reads
 
 A published version is never changed. Numbers grow and are never given twice, because Triton answers
 unversioned requests from the largest number that is loaded.
@@ -18,7 +18,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from shipctl.stages.artifacts import TritonRepository
 from shipctl.store.files import hash_file, sync_file, write_atomic
 from shipctl_plugins._triton.config_text import REVISION_PARAMETER, quoted
 
-_OWN_PARAMETER = re.compile(r'^parameters \{ key: "shipctl\..*$', re.MULTILINE)
 _VERSION_POLICY = re.compile(r"^\s*version_policy\b", re.MULTILINE)
 _KEPT_RELEASES = 3
 
@@ -50,9 +49,16 @@ class ModelRecord(Record):
 
     pipeline: str = Field(description="The pipeline that releases it.")
     stable: int | None = Field(default=None, description="The version that serves, None for none.")
+    previous: int | None = Field(
+        default=None, description="The version that served before, while its replicas are kept."
+    )
     since: float | None = Field(default=None, description="Since when, seconds since the epoch.")
     published: tuple[Published, ...] = Field(
         default=(), description="All versions, in order of their numbers."
+    )
+    behind_door: bool = Field(
+        default=False,
+        description="Whether replicas behind a door serve it; false for the one server of shipctl 0.1.",
     )
 
     def by_number(self, number: int | None) -> Published | None:
@@ -62,6 +68,11 @@ class ModelRecord(Record):
     def by_revision(self, revision: str) -> Published | None:
         """Return the version that a revision was published as, if it was."""
         return next((entry for entry in self.published if entry.revision == revision), None)
+
+    def number_of(self, revision: str | None) -> int | None:
+        """Return the version that a revision was published as; None for no revision, and for one that was not."""
+        entry = self.by_revision(revision) if revision is not None else None
+        return entry.number if entry is not None else None
 
     @property
     def serving(self) -> Published | None:
@@ -73,7 +84,7 @@ class TargetRecord(Record):
     """Everything that the target remembers between runs."""
 
     ports: tuple[int, int, int] = Field(
-        default=(0, 0, 0), description="HTTP, gRPC, metrics port of the last server."
+        default=(0, 0, 0), description="HTTP, gRPC, metrics port of shipctl 0.1's server."
     )
     models: dict[str, ModelRecord] = Field(default_factory=dict, description="Per model.")
 
@@ -106,9 +117,9 @@ class Releases:
         """Return what is known about a model."""
         return self.record().models.get(name)
 
-    def set_ports(self, ports: tuple[int, int, int]) -> None:
-        """Remember where the server listens, so that the next one listens there too."""
-        self._change(lambda record: record.model_copy(update={"ports": ports}))
+    def put_behind_door(self, model: str) -> None:
+        """Note that replicas behind a door serve a model from now on."""
+        self._update(model, lambda known: known.model_copy(update={"behind_door": True}))
 
     def commit_stable(self, model: str, expected: int | None, number: int | None, now: float) -> None:
         """Make ``number`` the serving version if ``expected`` is; saying it twice is the same as once.
@@ -116,21 +127,26 @@ class Releases:
         :raises StageError: if something else serves by now
         """
 
-        def change(record: TargetRecord) -> TargetRecord:
-            known = record.models[model]
+        def change(known: ModelRecord) -> ModelRecord:
             if known.stable == number:
-                return record
+                return known
             if known.stable != expected:
                 message = (
                     f"{model} was changed meanwhile: version {known.stable} serves where {expected} was expected; "
                     "run again"
                 )
                 raise StageError(message)
-            since = None if number is None else now
-            changed = known.model_copy(update={"stable": number, "since": since})
-            return record.model_copy(update={"models": {**record.models, model: changed}})
+            since, previous = (None, None) if number is None else (now, known.stable)
+            return known.model_copy(update={"stable": number, "previous": previous, "since": since})
 
-        self._change(change)
+        self._update(model, change)
+
+    def forget_previous(self, model: str, number: int) -> None:
+        """Note that the replicas of the version that served before are gone."""
+        self._update(
+            model,
+            lambda known: known.model_copy(update={"previous": None}) if known.previous == number else known,
+        )
 
     def publish(
         self, repository: TritonRepository, *, revision: str, version: str, pipeline: str, now: float
@@ -174,53 +190,39 @@ class Releases:
         """Return the file of a version's recorded question and answer."""
         return self.folder / "probes" / f"{model}-{number}.json"
 
-    def beside(self, model: str, old: int, new: int) -> bool:
-        """Whether two versions can be loaded together: the newer is larger, and all but the weights is the same."""
-        folders = [self.release(model, number) / model for number in (old, new)]
-        if old >= new or not all((folder / "config.pbtxt").is_file() for folder in folders):
-            return False
-        shared = [_shared_files(folder) for folder in folders]
-        return shared[0] == shared[1]
+    def lay_out(self, model: str, number: int, root: Path) -> None:
+        """Make ``root`` a repository for a server that loads this version of a model, and no other.
 
-    def lay_out(self, model: str, numbers: Sequence[int], root: Path | None = None) -> None:
-        """Make ``root/model`` (default: what the server reads) hold these versions, configured as the last one.
-
-        Version folders are linked from the releases; config.pbtxt comes last and in one piece. Folders of
-        other versions stay: the configuration decides what is loaded.
+        Its files are linked from the release; config.pbtxt comes last and in one piece.
         """
-        folder = (root or self.serving) / model
-        for number in numbers:
-            source, place = self.release(model, number) / model / "1", folder / str(number)
-            if not place.is_dir():
-                new = folder.parent / f".{model}-{number}.new"
-                shutil.rmtree(new, ignore_errors=True)
-                shutil.copytree(source, new, copy_function=_link)
-                folder.mkdir(parents=True, exist_ok=True)
-                new.rename(place)
-        chosen = self.release(model, numbers[-1]) / model
+        chosen, folder = self.release(model, number) / model, root / model
+        place = folder / str(number)
+        if not place.is_dir():
+            new = folder.parent / f".{model}-{number}.new"
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(chosen / "1", new, copy_function=_link)
+            folder.mkdir(parents=True, exist_ok=True)
+            new.rename(place)
         for path in _model_files(chosen):
             if path.name != "config.pbtxt":
                 write_atomic(folder / path.relative_to(chosen), path.read_bytes())
         known = self.model(model)
-        entry = known.by_number(numbers[-1]) if known else None
-        text = serving_config((chosen / "config.pbtxt").read_text(), numbers, entry.revision if entry else "")
+        entry = known.by_number(number) if known else None
+        text = serving_config((chosen / "config.pbtxt").read_text(), number, entry.revision if entry else "")
         write_atomic(folder / "config.pbtxt", text.encode())
 
     def prune(self, model: str) -> None:
-        """Remove version folders that are not served, and releases that are older than the last few."""
+        """Remove releases that are older than the last few, and neither serve nor did just before."""
         known = self.model(model)
         if known is None:
             return
-        for folder in (self.serving / model).glob("[0-9]*"):
-            if folder.name != str(known.stable):
-                shutil.rmtree(folder, ignore_errors=True)
-        kept = {entry.number for entry in known.published[-_KEPT_RELEASES:]} | {known.stable}
+        kept = {entry.number for entry in known.published[-_KEPT_RELEASES:]} | {known.stable, known.previous}
         for folder in (self.folder / "releases" / model).glob("[0-9]*"):
             if int(folder.name) not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def remove_serving(self, model: str) -> None:
-        """Take a model out of what the server reads."""
+        """Take a model out of what the server of shipctl 0.1 reads."""
         (self.serving / model / "config.pbtxt").unlink(missing_ok=True)
         shutil.rmtree(self.serving / model, ignore_errors=True)
 
@@ -258,6 +260,16 @@ class Releases:
         new.rename(final)
         sync_file(final.parent)
 
+    def _update(self, model: str, change: Callable[[ModelRecord], ModelRecord]) -> None:
+        def changed(record: TargetRecord) -> TargetRecord:
+            known = record.models.get(model)
+            if known is None:
+                message = f"the target knows nothing of the model {model}; run again"
+                raise StageError(message)
+            return record.model_copy(update={"models": {**record.models, model: change(known)}})
+
+        self._change(changed)
+
     def _change(self, change: Callable[[TargetRecord], TargetRecord]) -> None:
         with self._locked():
             before = self.record()
@@ -276,12 +288,11 @@ class Releases:
             os.close(descriptor)
 
 
-def serving_config(text: str, numbers: Sequence[int], revision: str) -> str:
-    """Return the published config.pbtxt with what the target adds: which versions to load, and what they are."""
-    versions = ", ".join(map(str, sorted(numbers)))
+def serving_config(text: str, number: int, revision: str) -> str:
+    """Return the published config.pbtxt with what the target adds: which version to load, and what it is."""
     return (
         f"{text.rstrip()}\n"
-        f"version_policy {{ specific {{ versions: [{versions}] }} }}\n"
+        f"version_policy {{ specific {{ versions: [{number}] }} }}\n"
         f"parameters {{ key: {quoted(REVISION_PARAMETER)} value {{ string_value: {quoted(revision)} }} }}\n"
     )
 
@@ -298,13 +309,6 @@ def _model_files(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != "1"
     )
-
-
-def _shared_files(folder: Path) -> dict[str, bytes]:
-    """Return what all versions of a model have in common while they are loaded, without our own parameters."""
-    shared = {str(path.relative_to(folder)): path.read_bytes() for path in _model_files(folder)}
-    shared["config.pbtxt"] = _OWN_PARAMETER.sub("", shared["config.pbtxt"].decode()).encode()
-    return shared
 
 
 def _link(source: str, place: str) -> None:

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from shipctl.errors import StageError
+from shipctl.store.files import write_atomic
 from shipctl_plugins._triton import launcher
 from shipctl_plugins._triton.api import LOOPBACK, TritonApi, TritonApiError
 from shipctl_plugins._triton.environment import ServerEnvironment
 from shipctl_plugins._triton.paths import plain_path
 from shipctl_plugins._triton.processes import MARK, Ports, ServerRecord, kill_left_over
 
+START_FILE = "server-start.json"
+"""How the server of a folder is started, for whoever starts it again: see :mod:`shipctl_plugins._triton.launcher`."""
 START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
@@ -87,6 +90,25 @@ class TritonServer:
             else:
                 return server
         raise AssertionError  # the last attempt returns or raises
+
+    @classmethod
+    def launch(
+        cls,
+        environment: ServerEnvironment,
+        *,
+        repository: Path,
+        folder: Path,
+        ports: Ports,
+        models: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+    ) -> Self:
+        """Start a server that outlives us and return at once: it answers once its ``models`` are loaded.
+
+        One that runs in ``folder`` already is returned as it is, whoever started it.
+
+        :raises StageError: when the process cannot be started
+        """
+        return cls._launch(environment, repository, folder, ports, models, False, arguments)
 
     @classmethod
     def attach(cls, folder: Path) -> Self | None:
@@ -159,13 +181,7 @@ class TritonServer:
 
     def log_tail(self, since: int = 0, lines: int = _LOG_LINES_SHOWN) -> list[str]:
         """Return the last lines that the server logged after byte ``since``, errors and warnings before others."""
-        try:
-            with self.record.log.open("rb") as log:
-                log.seek(since)
-                said = log.read().decode(errors="replace").splitlines()
-        except OSError:
-            return []
-        return _worth_showing(said)[-lines:]
+        return log_tail(self.record.log, since, lines)
 
     @classmethod
     def _launch(
@@ -209,30 +225,15 @@ class TritonServer:
             "state": str(state),
             "record": {"ports": asdict(ports), "shm_prefix": prefix, "log": str(log)},
         }
-        state.unlink(missing_ok=True)
         if log.exists() and log.stat().st_size > LOG_BYTES_KEPT:
             log.replace(log.with_suffix(".log.1"))
         log_start = log.stat().st_size if log.exists() else 0
-        spec_file = folder / "server-start.json"
-        spec_file.write_text(json.dumps(spec))
-        command = [
-            sys.executable,
-            "-I",
-            "-S",
-            launcher.__file__,
-            "bound" if bound else "detached",
-            str(spec_file),
-        ]
-        supervisor = None
-        if bound:
-            supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        else:
-            subprocess.run(
-                command, check=False, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True
-            )
+        supervisor = _run_bound(folder, spec) if bound else None
+        if supervisor is None:
+            _run_detached(folder, spec)
         deadline = time.monotonic() + START_TIMEOUT_S
         while (record := ServerRecord.read(state)) is None:
-            if time.monotonic() > deadline or (supervisor and supervisor.poll() is not None):
+            if time.monotonic() > deadline or not supervisor or supervisor.poll() is not None:
                 message = f"the Triton server could not be launched: no state in {state}; its log is {log}"
                 raise StageError(message)
             time.sleep(_POLL_S)
@@ -270,6 +271,59 @@ class TritonServer:
             if tail := self.log_tail(since):
                 message += "\nthe server's log says\n" + _indent(tail)
             raise StageError(message) from error
+
+
+def log_tail(log: Path, since: int = 0, lines: int = _LOG_LINES_SHOWN) -> list[str]:
+    """Return the last lines of a server's log after byte ``since``, errors and warnings before others."""
+    try:
+        with log.open("rb") as file:
+            file.seek(since)
+            said = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return _worth_showing(said)[-lines:]
+
+
+def recorded_ports(folder: Path) -> Ports | None:
+    """Return where the server of a folder listens, or did when it ran last; None where none was ever started."""
+    try:
+        return Ports(**json.loads((folder / START_FILE).read_text())["record"]["ports"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run_bound(folder: Path, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+    Path(spec["state"]).unlink(missing_ok=True)
+    command = _command("bound", folder, spec)
+    # What a launcher whose starter was killed says about that is nobody's business.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _run_detached(folder: Path, spec: dict[str, Any]) -> None:
+    """Start a server unless it runs. The launcher has our lock too: killed here, nobody starts a second one."""
+    state = Path(spec["state"])
+    lock = launcher.take_lock(state)
+    try:
+        if launcher.is_running(state):
+            return
+        state.unlink(missing_ok=True)
+        command = [*_command("detached", folder, spec), str(lock)]
+        subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+    finally:
+        os.close(lock)
+
+
+def _command(mode: str, folder: Path, spec: dict[str, Any]) -> list[str]:
+    file = folder / START_FILE
+    write_atomic(file, json.dumps(spec).encode(), durable=False)
+    return [sys.executable, "-I", "-S", launcher.__file__, mode, str(file)]
 
 
 def _worth_showing(lines: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from shipctl.stages.hookspecs import hookimpl
 from shipctl.stages.verdicts import Outcome
 
 _BAD = {"failed", "rejected", "blocked", "interrupted"}
+_REPEATED_S = 30.0
+"""Seconds after which a release that stands still is told of again."""
+_NUMBERS = re.compile(r"[+-]?\d[\d.,]*( (ms|µs|s|points)\b)?")
 
 
 class PlainLog:
@@ -26,6 +30,8 @@ class PlainLog:
         self._verbosity = verbosity
         self._now = now
         self._passed: Counter[str] = Counter()
+        self._told: dict[str, tuple[str, float]] = {}
+        """What was said last of a release or a gate, numbers aside, and when."""
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -71,13 +77,27 @@ class PlainLog:
         verdict = event.verdict
         if verdict.outcome is Outcome.PASS:
             self._passed[event.node] += 1
-        if self._verbosity > 0 or verdict.outcome is not Outcome.PASS:
+        told = self._verbosity <= 0 and self._repeats(
+            f"{event.node}/{verdict.gate}", str(verdict.outcome), self._now()
+        )
+        if (self._verbosity > 0 or verdict.outcome is not Outcome.PASS) and not told:
             self._write(self._now(), f"gate {event.node}/{verdict.gate} {verdict.outcome}: {verdict.message}")
 
     @hookimpl
     def shipctl_release_stepped(self, event: events.ReleaseStepped) -> None:
-        if self._verbosity >= 0:
+        if self._verbosity < 0:
+            return
+        said = f"{event.phase} {_NUMBERS.sub('#', event.message)}"
+        if self._verbosity > 0 or not self._repeats(event.node, said, event.time):
             self._write(event.time, f"{event.node} {event.phase} on {event.target}: {event.message}")
+
+    def _repeats(self, of: str, said: str, when: float) -> bool:
+        """Whether the same was said a moment ago: a release looks every second, and a person need not read it."""
+        last = self._told.get(of)
+        if last is not None and last[0] == said and when - last[1] < _REPEATED_S:
+            return True
+        self._told[of] = (said, when)
+        return False
 
     @hookimpl
     def shipctl_run_finished(self, event: events.RunFinished) -> None:

@@ -1,112 +1,71 @@
-"""Driving the stage as the engine does: step until final, the state written down after each."""
+"""The target `memory`, and releases of a stage on it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shipctl.errors import ShipctlError
+import support_target
+from shipctl.release.options import StrategyInputs
+from shipctl.release.stage import StrategyStage
 from shipctl.stages.artifacts import Dataset, TritonRepository
-from shipctl.stages.base import Phase, Step
-from shipctl.stages.context import ReleaseContext
-from shipctl_plugins.deploy.triton_deploy import (
-    TritonDeploy,
-    TritonDeployInputs,
-    TritonDeployOptions,
-    TritonDeployState,
-)
-
-MAX_STEPS = 50
-
-
-@dataclass
-class Release:
-    """One release and everything it went through."""
-
-    stage: TritonDeploy
-    inputs: TritonDeployInputs
-    context: ReleaseContext
-    state: TritonDeployState = field(default_factory=TritonDeployState)
-    steps: list[Step] = field(default_factory=list)
-    sleep: Callable[[float], None] = time.sleep
-
-    def step(self) -> Step:
-        """Take one step, forwards or back, as the engine would."""
-        aborting = bool(self.steps) and self.steps[-1].phase is Phase.ABORTING
-        try:
-            act = self.stage.abort if aborting else self.stage.step
-            self.state, step = act(self.state, self.inputs, self.context)
-        except ShipctlError as error:
-            if aborting:
-                raise
-            step = Step(phase=Phase.ABORTING, message=str(error))
-        self.state = TritonDeployState.model_validate_json(self.state.model_dump_json())
-        self.steps.append(step)
-        return step
-
-    def run(self, until: Callable[[Step], bool] = lambda step: step.phase.is_final) -> Step:
-        """Take steps until one is final (or as asked for)."""
-        for _ in range(MAX_STEPS):
-            step = self.step()
-            if until(step):
-                return step
-            self.sleep(step.requeue)
-        message = f"no end after {MAX_STEPS} steps: {[step.message for step in self.steps]}"
-        raise AssertionError(message)
-
-    def abort(self, why: str = "asked to") -> Step:
-        """Give up from here."""
-        self.steps.append(Step(phase=Phase.ABORTING, message=why))
-        return self.run()
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the target says that this revision serves."""
-        return self.stage.in_place(self.inputs, self.context)
-
-    @property
-    def phases(self) -> list[str]:
-        """The phases in order, each once."""
-        return [str(phase) for phase in dict.fromkeys(step.phase for step in self.steps)]
-
-
-StartRelease = Callable[..., Release]
+from shipctl.stages.base import Phase
+from shipctl.stages.context import Objectives, ReleaseContext
+from shipctl.testing.fixtures import FakeClock
+from shipctl.testing.samples import SIGNATURE, sealed, tiny_dataset
+from shipctl_plugins.deploy.bluegreen import Bluegreen
+from support_strategy import Release, Serve, StartRelease
 
 
 @pytest.fixture
-def start_release(tmp_path: Path) -> StartRelease:
-    """Return a function that begins a release of a repository on the target of this test."""
+def world(monkeypatch: pytest.MonkeyPatch) -> support_target.World:
+    """What is on the target `memory`."""
+    return support_target.install(monkeypatch)
+
+
+@pytest.fixture
+def start_release(tmp_path: Path, world: support_target.World) -> StartRelease:
+    """Return a function that begins a release of a stage class on the target `memory`."""
+    clock = FakeClock()
+    golden: Dataset = tiny_dataset(tmp_path / "data", "golden")
 
     def start(
-        repository: TritonRepository,
-        golden: Dataset,
-        version: str,
-        *,
-        revision: str | None = None,
-        intent: str = "apply",
-        now: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
-        log: Callable[[str], None] = lambda line: None,
-        **options: object,
+        cls: type[StrategyStage[Any]], version: str, *, slo: dict[str, float] | None = None, **options: Any
     ) -> Release:
+        given = {"target": "memory", "analysis": {"provider": "memory"}, **options}
+        root = tmp_path / "made" / version
+        (root / "m" / "1").mkdir(parents=True, exist_ok=True)
+        (root / "m" / "config.pbtxt").write_text('name: "m"\n')
+        fields: dict[str, Any] = {
+            "model": "m",
+            "signature": SIGNATURE,
+            "max_batch_size": 8,
+            "source": "0" * 64,
+        }
+        repository = sealed(TritonRepository.at(root, **fields))
+        approved: set[str] = set()
         context = ReleaseContext(
-            project=tmp_path,
-            target_dir=tmp_path / ".shipctl" / "targets" / "local",
-            pipeline="digits",
-            version=version,
-            stage="release",
-            revision=revision or f"revision-{version}",
-            run="run-1",
-            intent="rollback" if intent == "rollback" else "apply",
-            log=log,
-            now=now,
-        )
-        stage = TritonDeploy(TritonDeployOptions.model_validate({"scale_down_delay": "30s", **options}))
-        inputs = TritonDeployInputs(repository=repository, golden=golden)
-        return Release(stage, inputs, context, sleep=sleep)
+            project=tmp_path, target_dir=tmp_path / "target", pipeline="m", version=version, stage="release",
+            revision=version.replace(".", "") * 20, run=f"run-{version}", objectives=Objectives(slo=slo or {}),
+            approved=lambda: frozenset(approved), log=lambda _line: None, now=clock,
+        )  # fmt: skip
+        inputs = StrategyInputs(repository=repository, golden=golden)
+        stage = cls(cls.options_model.model_validate(given))
+        return Release(stage, inputs, context, clock, approved, world)
 
     return start
+
+
+@pytest.fixture
+def serving(start_release: StartRelease) -> Serve:
+    """Return a function that makes version 1.0.0 serve."""
+
+    def serve() -> Release:
+        release = start_release(Bluegreen, "1.0.0", analysis=None, scaleDownDelay="0s")
+        assert release.run().phase is Phase.DONE
+        release.world.acts.clear()
+        return release
+
+    return serve

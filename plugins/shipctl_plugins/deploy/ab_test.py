@@ -1,0 +1,59 @@
+"""Release stage `ab-test`: two versions serve their own users until one is shown to be better, or none."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from shipctl.release.options import StrategyOptions
+from shipctl.release.stage import StrategyStage
+from shipctl.release.strategy import AbOptions, Segment, SetWeight, Sticky, Strategy
+from shipctl.release.target import Capability
+from shipctl.spec.units import Duration
+from shipctl.stages.base import Bound
+
+
+class AbTestOptions(StrategyOptions):
+    """Who gets which version, what is compared, and when that is over."""
+
+    weight: int = Bound(50, ge=1, le=99, description="Percent of the users that get the new version.")
+    sticky: Sticky = Bound(
+        Sticky(kind="header", name="x-user-id"),
+        description="By what a user is told from others: `{kind: header|cookie, name: …}`.",
+    )
+    segments: tuple[Segment, ...] = Bound(
+        (), description="Users that always get one version, or that are counted by themselves."
+    )
+    duration: Duration = Bound(Duration("1h"), description="How long the test lasts at most.")
+    test: AbOptions = Bound(AbOptions(), description="What is compared, and what counts as better.")
+    promote: bool = Bound(True, description="Whether the new version takes over if it is better.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [segment.name for segment in self.segments]
+        if len(names) != len(set(names)):
+            message = f"two segments have the same name: {', '.join(names)}"
+            raise ValueError(message)
+        return self
+
+    def strategy(self) -> Strategy:
+        """Return how a release with these options goes."""
+        return Strategy(
+            name="ab-test",
+            steps=(SetWeight(setWeight=self.weight),),
+            sticky=self.sticky,
+            segments=self.segments,
+            duration=self.duration,
+            ab=self.test,
+            promote=self.promote,
+            **self.common(),
+        )
+
+
+class AbTest(StrategyStage[AbTestOptions]):
+    """Let two versions serve their own users, and promote the new one if it is shown to be better."""
+
+    api_version: ClassVar[int] = 1
+    options_model = AbTestOptions
+    needs = frozenset({Capability.WEIGHTS, Capability.HEADERS})

@@ -1,0 +1,1 @@
+"""Where releases go: implementations of :class:`shipctl.release.target.Target`."""

@@ -1,0 +1,121 @@
+"""The stage `canary` on a target in memory; on real servers it is in tests/e2e."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from shipctl.stages.base import Phase
+from shipctl.stages.verdicts import Outcome
+from shipctl_plugins.deploy.canary import Canary, CanaryOptions
+from support_strategy import Serve, StartRelease
+
+STEPS = [{"setWeight": 5}, {"pause": {"duration": "60s"}}, {"setWeight": 50}, {"pause": {"duration": "60s"}}]
+
+
+def test_a_good_version_goes_up_step_by_step(serving: Serve, start_release: StartRelease) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS, scaleDownDelay="10s")
+    assert release.run().phase is Phase.DONE, release.steps[-3:]
+    assert release.world.acts == [
+        "prepare", "preflight", "shift 1.0.0:95 2.0.0:5", "shift 1.0.0:50 2.0.0:50", "shift 2.0.0:100",
+        "commit 2.0.0", "shift 2.0.0:100", "scale-down 1.0.0",
+    ]  # fmt: skip
+    assert release.phases == [
+        "preparing",
+        "preflight",
+        "shifting",
+        "analysing",
+        "promoting",
+        "watching",
+        "done",
+    ]
+
+
+def test_the_first_version_needs_no_steps(start_release: StartRelease) -> None:
+    release = start_release(Canary, "1.0.0")
+    assert release.run().phase is Phase.DONE, release.steps[-3:]
+    assert "shift 1.0.0:100" in release.world.acts
+
+
+@pytest.mark.parametrize("bad", ["errors", "slow"])
+def test_a_version_that_does_worse_goes_back(serving: Serve, start_release: StartRelease, bad: str) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS)
+    getattr(release.world, bad)[release.context.revision] = {"errors": 0.25, "slow": 3.0}[bad]
+    assert release.run().phase is Phase.ROLLED_BACK, release.steps[-3:]
+    assert release.world.seen.traffic.weights == {"100" * 20: 100}
+    assert release.world.acts[-2:] == ["shift 1.0.0:100", "scale-down 2.0.0"]
+    verdicts = [verdict for step in release.steps for verdict in step.verdicts]
+    assert any(verdict.outcome is Outcome.FAIL for verdict in verdicts)
+
+
+def test_a_version_that_fails_its_preflight_never_gets_a_request(
+    serving: Serve, start_release: StartRelease
+) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS)
+    release.world.preflight = Outcome.FAIL
+    assert release.run().phase is Phase.REJECTED
+    assert not [act for act in release.world.acts if act.startswith("shift")]
+
+
+def test_a_source_of_numbers_that_is_gone_never_promotes(serving: Serve, start_release: StartRelease) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS)
+    release.world.provider_down = True
+    assert release.run().phase is Phase.ROLLED_BACK
+    assert any("the source of numbers is gone" in step.message for step in release.steps)
+
+
+def test_no_traffic_is_not_a_pass(serving: Serve, start_release: StartRelease) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS, progressDeadline="5m")
+    release.world.rate = 0
+    assert release.run().phase is Phase.ROLLED_BACK
+    assert "paused" in release.phases
+
+
+def test_replayed_samples_are_asked_for_while_it_is_measured(
+    serving: Serve, start_release: StartRelease
+) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS, replay={"rate": "20/s"})
+    release.run(until=lambda step: bool(step.verdicts) and step.phase is Phase.ANALYSING)
+    assert release.world.replaying == 20
+    release.run()
+    assert release.world.replaying is None
+
+
+def test_a_pause_without_an_end_waits_with_the_stable_version_serving(
+    serving: Serve, start_release: StartRelease
+) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=[{"setWeight": 5}, {"pause": {}}])
+    assert release.run().phase is Phase.PAUSED
+    assert release.steps[-1].asks == "step 1"
+    assert release.world.seen.traffic.weights == {"100" * 20: 100}
+    release.approved.add("step 1")
+    assert release.run().phase is Phase.DONE, release.steps[-3:]
+
+
+def test_the_watchdog_is_noticed(serving: Serve, start_release: StartRelease) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS)
+    release.run(until=lambda step: step.phase is Phase.ANALYSING)
+    release.world.take_over()
+    assert release.run().phase is Phase.DONE, release.steps[-3:]
+    assert release.world.acts.count("shift 1.0.0:95 2.0.0:5") == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ([{"setWeight": 50}, {"setWeight": 5}], "5"),
+        ([{"setWeight": 101}], "100"),
+        ([{"setWait": 5}], "setWait"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(steps: list[object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        CanaryOptions.model_validate({"steps": steps})
