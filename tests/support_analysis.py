@@ -66,16 +66,20 @@ def drawn(
     since: float,
     slower: float = 1.0,
     errors: float = 0.001,
+    levels: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Window:
-    """Return a window of the candidate and one of the stable revision: lognormal latencies, Poisson arrivals."""
+    """Return a window of the candidate and one of the stable revision: lognormal latencies, Poisson arrivals.
+
+    ``levels`` are added to log-latencies, of the candidate and of the stable revision, second by second.
+    """
     made: list[Samples] = []
-    for name, share, factor, failing in (
-        ("candidate", weight, slower, errors),
-        ("stable", 1 - weight, 1.0, 0.001),
+    for which, (name, share, factor, failing) in enumerate(
+        (("candidate", weight, slower, errors), ("stable", 1 - weight, 1.0, 0.001))
     ):
         times, failed, now = list[float](), list[float](), since
         while (now := now + rng.expovariate(rate * share)) < since + WINDOW:
             (failed if rng.random() < failing else times).append(now)
+        drift = [levels[which][int(time)] if levels else 0.0 for time in times]
         made.append(
             Samples(
                 revision=name,
@@ -83,12 +87,21 @@ def drawn(
                 until=since + WINDOW,
                 requests=len(times) + len(failed),
                 errors=len(failed),
-                durations=tuple(0.01 * factor * math.exp(rng.gauss(0, 0.5)) for _ in times),
+                durations=tuple(0.01 * factor * math.exp(level + rng.gauss(0, 0.5)) for level in drift),
                 times=tuple(times),
                 failed=tuple(failed),
             )
         )
     return made[0], made[1]
+
+
+def drifting(rng: random.Random, seconds: int, memory: float, size: float = 0.3) -> list[float]:
+    """Return a level for each second that comes back with a ``memory`` in seconds (first-order autoregression)."""
+    kept, now, found = math.exp(-1 / memory), rng.gauss(0, size), list[float]()
+    for _ in range(seconds):
+        now = kept * now + math.sqrt(1 - kept * kept) * rng.gauss(0, size)
+        found.append(now)
+    return found
 
 
 def release(
@@ -97,16 +110,21 @@ def release(
     rate: float = 200.0,
     weights: Sequence[float] = (0.05, 0.1, 0.25, 0.5),
     windows: int = 4,
-    options: AnalysisOptions | None = None,
+    drift: float = 0.0,
     **candidate: float,
 ) -> list[Measurement]:
-    """Return the measurements of a drawn release up to the first that fails."""
+    """Return the measurements of a drawn release up to the first that fails.
+
+    With ``drift`` each revision drifts by itself, with so many seconds of memory.
+    """
     rng, state, found = random.Random(seed), AnalysisState(), list[Measurement]()
+    seconds = round(len(weights) * windows * WINDOW) + 1
+    levels = (drifting(rng, seconds, drift), drifting(rng, seconds, drift)) if drift else None
     for place in range(len(weights) * windows):
         own, other = drawn(
-            rng, weight=weights[place // windows], rate=rate, since=place * WINDOW, **candidate
+            rng, weight=weights[place // windows], rate=rate, since=place * WINDOW, levels=levels, **candidate
         )
-        state, measurement = judge(options or AnalysisOptions(), {}, state, stable=other, candidate=own)
+        state, measurement = judge(AnalysisOptions(), {}, state, stable=other, candidate=own)
         found.append(measurement)
         if measurement.outcome is Outcome.FAIL:
             break

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shipctl.release.target import LEASE_SECONDS
 from support_release import Fault, Load, Project, Requests, load
 
 STEPS = [
@@ -225,15 +226,22 @@ def stable_is_killed(live: World) -> Outcome:
     return live.run(kill)
 
 
-def shipctl_is_killed(live: World, times: int = 6) -> Outcome:
-    """Kill shipctl again and again during a canary, and start the same command each time."""
+def shipctl_is_killed(live: World, times: int = 5) -> Outcome:
+    """Kill shipctl again and again during a canary, each time a step later, and start the same command each time."""
     live.next()
     began, output = time.time(), ""
-    for attempt in range(times):
+    for seen in range(times):
         process = live.project.start("apply", "spec.yaml")
-        time.sleep(2.0 + 0.9 * attempt)
+        steps = 0
+        assert process.stdout is not None
+        for line in process.stdout:
+            output += line
+            steps += " release " in line and " on local: " in line
+            if steps > seen or time.time() - began > 100:
+                break
         process.kill()
-        output += process.communicate()[0]
+        process.wait()
+        process.stdout.close()
     done = live.project.shipctl("apply", "spec.yaml")
     return live.outcome(began, done.returncode, output + done.stdout + done.stderr, None)
 
@@ -247,8 +255,31 @@ def nobody_comes_back(live: World) -> Outcome:
     process.kill()
     fault = time.time()
     output = process.communicate()[0]
-    time.sleep(25)
+    live.wait_for(lambda: time.time() - fault > LEASE_SECONDS + 3)
     outcome = live.outcome(began, process.returncode, output, fault)
     aborted = live.project.shipctl("abort", "spec.yaml", "--reason", "nobody came back")
     assert aborted.returncode == 0, aborted.stdout + aborted.stderr
     return outcome
+
+
+def source_goes_away(live: World, prometheus: str, stop: Callable[[], None]) -> Outcome:
+    """Stop the Prometheus that measures a canary: what cannot be asked never promotes."""
+    metric = {
+        "name": "failures",
+        "provider": {
+            "uses": "prometheus",
+            "with": {"url": prometheus, "query": "vector(0)", "timeout": "2s"},
+        },
+        "max": 0.5,
+    }
+    live.next(
+        steps=[{"setWeight": 50}, {"pause": {"duration": "60s"}}],
+        analysis={**ANALYSIS, "metrics": [metric], "consecutiveErrorLimit": 2},
+    )
+
+    def end(_process: subprocess.Popen[str]) -> float:
+        live.wait_for_candidate()
+        stop()
+        return time.time()
+
+    return live.run(end)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +109,8 @@ def test_digits_from_pytorch_to_triton_and_back(
     assert first["statuses"]["release"] == "done"
     endpoints = project.endpoints()
     assert endpoints["version"] == "1.0.0"
-    for answer in ask(endpoints, golden["image"]).values():
+    first_answers = ask(endpoints, golden["image"])
+    for answer in first_answers.values():
         assert answer.argmax(axis=1).tolist() == golden["label"].tolist()
 
     # Again: nothing had to be done.
@@ -125,6 +126,7 @@ def test_digits_from_pytorch_to_triton_and_back(
     assert project.endpoints()["version"] == "1.1.0"
     answered = ask(project.endpoints(), golden["image"])["http"]
     assert answered.argmax(axis=1).tolist() == golden["label"].tolist()
+    assert np.abs(answered - first_answers["http"]).max() > 1e-3
 
     # A bad one loads, but its golden samples differ: rejected, and no request of a client notices.
     write_bad_version(
@@ -140,8 +142,12 @@ def test_digits_from_pytorch_to_triton_and_back(
     np.testing.assert_allclose(ask(project.endpoints(), golden["image"])["grpc"], answered, atol=1e-5)
 
     # Back to the first, by one command; what was left is refused until it is asked for.
-    project.shipctl("rollback", second)
+    with Client(endpoints, golden["image"]) as client:
+        project.shipctl("rollback", second)
+    assert client.failures == []
     assert project.endpoints()["version"] == "1.0.0"
+    for protocol, answer in ask(endpoints, golden["image"]).items():
+        np.testing.assert_allclose(answer, first_answers[protocol], atol=1e-5)
     refused = json.loads(project.shipctl("apply", second, "--json", code=7))
     assert "was rolled back" in refused["message"]
     assert "--retry" in refused["message"]
@@ -191,15 +197,21 @@ class Client:
         self._thread.join()
 
 
-def test_server_survives_the_death_of_shipctl_and_down_stops_it(project: Project) -> None:
-    status = project.json("status", "digits.yaml")
-    pid = int(status["targets"][0]["serving"][0]["details"]["pid"])
-    os.kill(pid, 0)
-    assert "was stopped" in project.shipctl("down", "digits.yaml")
-    assert not _runs(pid)
+def test_servers_survive_the_death_of_shipctl_and_down_stops_them(project: Project) -> None:
+    [serving] = project.json("status", "digits.yaml")["targets"][0]["serving"]
+    pids = [int(pid) for pid in serving["details"]["pids"].split(", ")]
+    assert len(pids) == 2
+    assert all(map(_runs, pids))
+    said = project.shipctl("down", "digits.yaml")
+    assert "digits 1.0.0 (version 1): 2 replicas stopped" in said
+    assert not any(map(_runs, pids))
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{serving['endpoints']['http']}/v2/health/live", timeout=5)
     assert project.json("status", "digits.yaml")["targets"][0]["serving"] == []
     project.shipctl("apply", "digits.yaml")  # a stopped target is brought back from what is in the store
-    assert project.endpoints()["version"] == "1.0.0"
+    again = project.endpoints()
+    assert again["version"] == "1.0.0"
+    assert again["http"] == serving["endpoints"]["http"]  # the door is where it was
 
 
 def _runs(pid: int) -> bool:

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from shipctl.release.metrics import MetricProvider
+from shipctl.release.target import Target
 from shipctl.stages.base import API_VERSION, ReleaseStage, Stage
 from shipctl.stages.hookspecs import hookimpl
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("shipctl.stages", "shipctl.stores", "shipctl.sources", "shipctl.displays", "console_scripts")
+PLUGINS = ("stages", "stores", "sources", "targets", "metrics", "displays")
+GROUPS = (*(f"shipctl.{name}" for name in PLUGINS), "console_scripts")
 
 
 def declared(group: str) -> dict[str, str]:
@@ -28,9 +31,11 @@ STAGES = declared("shipctl.stages")
 DISPLAYS = declared("shipctl.displays")
 STORES = declared("shipctl.stores")
 SOURCES = declared("shipctl.sources")
+TARGETS = declared("shipctl.targets")
+METRICS = declared("shipctl.metrics")
 
 
-OURS = [value for group in (STAGES, STORES, SOURCES, DISPLAYS) for value in group.values()]
+OURS = [value for group in (STAGES, STORES, SOURCES, TARGETS, METRICS, DISPLAYS) for value in group.values()]
 
 
 def load(value: str) -> Any:
@@ -82,6 +87,23 @@ def test_module_and_class_are_named_after_the_scheme(name: str, value: str) -> N
     assert value.rpartition(".")[2] == f"{name}_{kind}:{name.capitalize()}{kind.capitalize()}"
 
 
+@pytest.mark.parametrize(("name", "value"), [*TARGETS.items(), *METRICS.items()])
+def test_module_and_class_begin_with_the_name_of_the_target_or_provider(name: str, value: str) -> None:
+    module, _, cls = value.partition(":")
+    assert module.rpartition(".")[2].startswith(name.replace("-", "_"))
+    assert cls.startswith("".join(word.capitalize() for word in name.split("-")))
+
+
+@pytest.mark.parametrize("value", [*TARGETS.values(), *METRICS.values()])
+def test_every_target_and_provider_imports_and_is_documented(value: str) -> None:
+    plugin = load(value)
+    assert issubclass(plugin, Target | MetricProvider)
+    assert plugin.api_version == API_VERSION
+    assert plugin.__doc__
+    for name, field in plugin.options_model.model_fields.items():
+        assert field.description, f"option {name!r} of {value} has no description"
+
+
 @pytest.mark.parametrize("value", DISPLAYS.values())
 def test_every_display_hears_how_a_stage_and_a_run_end(value: str) -> None:
     display = load(value)
@@ -90,10 +112,11 @@ def test_every_display_hears_how_a_stage_and_a_run_end(value: str) -> None:
     assert {"shipctl_stage_finished", "shipctl_run_finished"} <= heard
 
 
-@pytest.mark.parametrize("value", [*STAGES.values(), *DISPLAYS.values()])
+@pytest.mark.parametrize("value", OURS)
 def test_every_plugin_has_a_test_file_of_its_name(value: str) -> None:
-    name = f"test_{value.partition(':')[0].rpartition('.')[2]}.py"
-    assert len(list((ROOT / "tests").rglob(name))) == 1, f"there should be exactly one {name} below tests/"
+    _, *folders, module = value.partition(":")[0].split(".")
+    path = Path("tests", "plugins", *folders, f"test_{module}.py")
+    assert (ROOT / path).is_file(), f"there should be a {path}"
 
 
 def test_no_two_distributions_here_declare_the_same_stage() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"shipctl", "shipctl_plugins", "shipctl_templates"}
 # Modules that come with a declared distribution and are part of its interface.
-COMES_WITH = {"botocore": "boto3", "pydantic_core": "pydantic"}
+COMES_WITH = {"botocore": "boto3", "grpc": "tritonclient", "pydantic_core": "pydantic"}
 # Run by Triton in the server's own environment, which has what they import.
 ELSEWHERE = "_triton/backend"
 

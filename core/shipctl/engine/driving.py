@@ -213,7 +213,8 @@ class Driver:
         step = step.model_copy(update={"message": self._run.redact(step.message)})
         if aborting and not step.phase.is_final:
             step = step.model_copy(update={"phase": Phase.ABORTING})
-        message = record.message if aborting and record.message and step.phase.is_final else step.message
+        # on the way back it is why, and at its end also what came of it
+        message = record.message if aborting and record.message else step.message
         if aborting and step.phase.is_final and step.message and step.message not in message:
             message = f"{message}; {step.message}"
         record = changed(record, phase=step.phase, message=message)

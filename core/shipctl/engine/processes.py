@@ -1,36 +1,13 @@
-"""Which process is which: a pid alone may long belong to another program."""
+"""The processes below another one."""
 
 from __future__ import annotations
 
 import os
 import signal
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from shipctl.engine.supervisor import children
-
-
-@cache
-def boot_id() -> str:
-    """Return the id of this boot of the machine, or "" where there is none."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
-
-
-def start_time(pid: int) -> str | None:
-    """Return when a process started, in ticks since boot as text; None if there is no such process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == b"Z" else fields[19].decode()
-
-
-def is_alive(pid: int, started: str, boot: str) -> bool:
-    """Whether the very process that was recorded still runs."""
-    return boot == boot_id() and start_time(pid) == started
 
 
 def descendants(pid: int) -> list[int]:

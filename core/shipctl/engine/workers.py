@@ -18,8 +18,9 @@ from shipctl import errors
 from shipctl.engine import supervisor
 from shipctl.engine.calls import Answer, Call
 from shipctl.engine.journal import Journal, ProcessRow
-from shipctl.engine.processes import boot_id, command_line, descendants, is_alive, kill_tree, start_time
+from shipctl.engine.processes import command_line, descendants, kill_tree
 from shipctl.errors import PluginError, ShipctlError, StageError
+from shipctl.processes import boot_id, is_alive, start_time
 from shipctl.spec.units import Size
 
 POLL = 0.2

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from shipctl.errors import LockedError
+from shipctl.processes import has_ended
 from shipctl.records import Record
 from shipctl.release.target import StaleEpochError
 
@@ -54,7 +55,8 @@ class FileLease:
     def acquire(self, holder: str, seconds: float) -> int:
         """Take or renew the lease for ``seconds`` and return its epoch.
 
-        The epoch is the same while ``holder`` takes it again and nobody else has in between, also after it
+        A holder that is a process of this machine which has ended (:func:`shipctl.processes.own_name`) is not waited
+        for. The epoch is the same while ``holder`` takes it again and nobody else has in between, also after it
         has run out; else the next one.
 
         :raises LockedError: while it is another holder's, naming him and how long it still holds
@@ -63,7 +65,7 @@ class FileLease:
             lease, now = self._current(), self.now()
             if lease.holder == holder:
                 epoch = lease.epoch
-            elif lease.valid(now):
+            elif lease.valid(now) and not has_ended(lease.holder):
                 message = (
                     f"{lease.holder} holds the target, for another {lease.expires - now:.0f} s unless it renews that; "
                     "wait for it, or run `shipctl abort` to end its release"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from shipctl.records import Record
 from shipctl.release.analysis import AbState, AnalysisState, Values, judge, judge_ab
 from shipctl.release.analysis import plan_lines as lines_of_analysis
 from shipctl.release.analysis.ab import OVERALL
+from shipctl.release.analysis.shadow import Comparisons, ShadowState, judge_shadow
 from shipctl.release.metrics import MetricContext, MetricProvider, Samples
 from shipctl.release.providers import check_provider, open_provider, provider_class
 from shipctl.release.references import Reference
 from shipctl.release.rollout import Measurement, RolloutState
-from shipctl.release.strategy import AbOptions, AnalysisOptions, SetWeight, Strategy
+from shipctl.release.strategy import AbOptions, AnalysisOptions, SetWeight, ShadowOptions, Strategy
 from shipctl.release.target import Candidate, Observation, Target
 from shipctl.stages.context import CheckContext, ReleaseContext
 
@@ -42,6 +43,15 @@ def plan_lines(strategy: Strategy, ctx: ReleaseContext, traffic: float | None) -
     return lines_of_analysis(options, ctx.objectives.slo, rate=traffic, weights=weights)
 
 
+class Judged(NamedTuple):
+    """What came of one window."""
+
+    kind: str
+    """Names what is remembered: a shadow that is promoted is judged in another way from then on."""
+    state: Record
+    measurement: Measurement
+
+
 class Measuring:
     """The providers of one release, kept open while it is driven: some remember what they have read."""
 
@@ -65,29 +75,36 @@ class Measuring:
 
         :raises StageError: if a source cannot be asked
         """
-        until = now - LAG  # what `measured` remembers is when that was asked, or measurements would be LAG too early
+        until = (
+            now - LAG
+        )  # what `measured` remembers is when that was asked, or measurements would be LAG too early
         begin = (seen.shifted if seen.shifted is not None else until) + float(self.options.initialDelay)
         last = state.measured - LAG if state.measured is not None else begin
         window = min(max(last, begin), until), until
         rival = seen.stable if seen.stable != self.revision else None
-        judged, measurement = self.judged(state.analysis, rival, seen, window)
-        return measurement.model_copy(update={"until": now, "analysis": judged.model_dump(mode="json")})
+        kind, judged, measurement = self.judged(state.analysis, rival, seen, window)
+        known = {**state.analysis, kind: judged.model_dump(mode="json")}
+        return measurement.model_copy(update={"until": now, "analysis": known})
 
     def judged(
         self, known: dict[str, Any], rival: str | None, seen: Observation, window: tuple[float, float]
-    ) -> tuple[Record, Measurement]:
-        """Return what to remember and what came of one window; ``rival`` is the stable revision, if it is another."""
+    ) -> Judged:
+        """Return what came of one window, and what to remember of it under which name.
+
+        ``rival`` is the stable revision, if it is another one.
+        """
         beside = rival if rival is not None and seen.traffic.weight(rival) else None
         compared = beside is not None and self.options.compare
-        return judge(
+        state, measurement = judge(
             self.options,
             self.slo,
-            AnalysisState.model_validate(known),
+            AnalysisState.model_validate(known.get("analysis", {})),
             stable=self.query(self.options.provider, beside, window) if beside and compared else None,
             candidate=self.query(self.options.provider, self.revision, window),
             extra=[(item, self.query(item.provider, self.revision, window)) for item in self.options.metrics],
             at_full=beside is None,
         )
+        return Judged("analysis", state, measurement)
 
     def query(self, reference: Reference, revision: str, window: tuple[float, float]) -> Samples:
         """Ask a provider, which stays open."""
@@ -102,19 +119,19 @@ class AbMeasuring(Measuring):
 
     def judged(
         self, known: dict[str, Any], rival: str | None, seen: Observation, window: tuple[float, float]
-    ) -> tuple[Record, Measurement]:
-        """Return what to remember and what came of one window."""
-        if rival is None or not seen.traffic.weight(rival):
-            return super().judged({}, rival, seen, window)
+    ) -> Judged:
+        """Return what came of one window."""
+        if rival is None or not seen.traffic.weight(rival):  # promoted: judged like any other
+            return super().judged(known, rival, seen, window)
         sources = {OVERALL: self.options.provider, **self._segments()}
         arms = {
             revision: {name: self.query(source, revision, window) for name, source in sources.items()}
             for revision in (rival, self.revision)
         }
         test = self.strategy.ab or AbOptions()
-        return judge_ab(
+        state, measurement = judge_ab(
             test,
-            AbState.model_validate(known),
+            AbState.model_validate(known.get("ab", {})),
             stable=arms[rival],
             candidate=arms[self.revision],
             values={
@@ -128,6 +145,7 @@ class AbMeasuring(Measuring):
             },
             analysis=self.options,
         )
+        return Judged("ab", state, measurement)
 
     def _segments(self) -> dict[str, Reference]:
         """Return, by segment, the provider with its option `segment` set, if it has one."""
@@ -144,7 +162,25 @@ class AbMeasuring(Measuring):
         }
 
 
+class ShadowMeasuring(Measuring):
+    """Of a shadow: how far the answers to the same requests are apart, as the target's comparator has found."""
+
+    def judged(
+        self, known: dict[str, Any], rival: str | None, seen: Observation, window: tuple[float, float]
+    ) -> Judged:
+        """Return what came of one window."""
+        if seen.traffic.mirror is None:  # promoted: judged like any other
+            return super().judged(known, rival, seen, window)
+        options = self.strategy.shadow or ShadowOptions()
+        bounds = options.model_dump(mode="json", include={"maxAbsError", "maxRelError", "top1Agreement"})
+        source = Reference.model_validate({"uses": "comparison", "with": bounds})
+        samples = self.query(source, self.revision, window)
+        found = Comparisons.model_validate_json(samples.raw)
+        state, measurement = judge_shadow(options, ShadowState.model_validate(known.get("shadow", {})), found)
+        return Judged("shadow", state, measurement)
+
+
 def measuring(strategy: Strategy, target: Target, candidate: Candidate, ctx: ReleaseContext) -> Measuring:
     """Return what takes the measurements of a release."""
-    kinds: dict[str, type[Measuring]] = {"ab-test": AbMeasuring}
+    kinds: dict[str, type[Measuring]] = {"ab-test": AbMeasuring, "shadow": ShadowMeasuring}
     return kinds.get(strategy.name, Measuring)(strategy, target, candidate, ctx)

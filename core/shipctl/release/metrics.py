@@ -88,7 +88,7 @@ class MetricProvider(ABC):
         self.options = options
         self.ctx = ctx
 
-    @classmethod
+    @classmethod  # noqa: B027  (not every one has anything to look at)
     def check(cls, options: Any, ctx: CheckContext) -> None:
         """Prove, before anything has run, that the numbers can be had.
 

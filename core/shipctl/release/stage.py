@@ -5,13 +5,12 @@ A strategy's plugin adds nothing but options: see ``shipctl_plugins/deploy``.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 from shipctl.errors import LockedError, SpecError, StageError
+from shipctl.processes import own_name
 from shipctl.release import measuring
 from shipctl.release.budget import worst_case
 from shipctl.release.options import StrategyInputs, StrategyOptions
@@ -21,7 +20,6 @@ from shipctl.release.target import (
     LEASE_SECONDS,
     Candidate,
     Capability,
-    Observation,
     Preflight,
     Target,
 )
@@ -81,7 +79,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
     # -- before anything has run ----------------------------------------------------------------------------
 
     def check(self, ctx: CheckContext) -> None:
-        """Look whether the target is there and can do what the strategy needs, and whether the way back is short enough.
+        """Look whether the target is there and does what the strategy needs, and whether the way back is short.
 
         :raises SpecError: if going back could take longer than `budget.rollback`, with the arithmetic
         """
@@ -199,7 +197,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
     def _hold(self, run: _Run, ctx: ReleaseContext) -> str | None:
         """Take or renew the lease; say who has it if it is somebody else."""
         try:
-            epoch = run.target.acquire(holder(ctx))
+            epoch = run.target.acquire(own_name())
         except LockedError as exc:
             if run.epoch:  # we had it, slept, and somebody else has taken over
                 raise StageError(str(exc)) from exc
@@ -242,7 +240,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         self._replay(run, on=True)
         try:
             return run.measuring.measure(state, facts.observation, facts.now)
-        except Exception as exc:  # whatever a provider raises, it said nothing
+        except Exception as exc:  # noqa: BLE001  (whatever a provider raises, it said nothing)
             text = str(exc) if isinstance(exc, StageError) else f"{type(exc).__name__}: {exc}"
             verdict = Verdict(gate="analysis", outcome=Outcome.ERROR, message=text)
             return Measurement(
@@ -256,16 +254,3 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
     def _replay(self, run: _Run, *, on: bool) -> None:
         if self.options.replay is not None:
             run.target.replay(run.candidate, float(self.options.replay.rate) if on else None)
-
-
-def holder(ctx: ReleaseContext) -> str:
-    """Return who holds a lease: unique to this process, so that one that was suspended is told from its successor."""
-    return f"{platform.node()}:{os.getpid()}:{ctx.run}"
-
-
-def unobserved(seen: Observation) -> str:
-    """Say in words what gets the traffic now."""
-    return (
-        ", ".join(f"{weight} % {revision[:12]}" for revision, weight in seen.traffic.weights.items())
-        or "closed"
-    )

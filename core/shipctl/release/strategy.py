@@ -130,7 +130,8 @@ class AnalysisOptions(Record):
     )
     confidence: Percentage = Field(
         default=Percentage("95%"),
-        description="How sure the comparison is over the whole rollout: false aborts of an equal candidate stay below the rest.",
+        description="How sure the comparison is over the whole rollout: an equal candidate is aborted by chance in "
+        "the rest of all cases at most.",
     )
     errorTolerance: Percentage = Field(  # noqa: N815
         default=Percentage("0.2%"),
@@ -142,7 +143,7 @@ class AnalysisOptions(Record):
     )
     slowTolerance: Percentage = Field(  # noqa: N815
         default=Percentage("5%"),
-        description="By how much the candidate may be slower, around the stable one's p95, and never counts as a failure.",
+        description="By how much the candidate may be slower, around the stable one's p95, without ever failing.",
     )
     slowLimit: Percentage = Field(  # noqa: N815
         default=Percentage("20%"),
@@ -171,7 +172,7 @@ class ShadowOptions(Record):
     """How far the candidate's answers may be from those of the stable revision."""
 
     comparisons: int = Field(
-        default=200, ge=1, description="Answers that are compared before there is a verdict."
+        default=400, ge=1, description="Answers that are compared before there is a verdict."
     )
     maxAbsError: float | None = Field(  # noqa: N815
         default=None, ge=0, description="Largest absolute difference of a value; None for no bound."

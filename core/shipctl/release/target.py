@@ -153,8 +153,8 @@ class Target(ABC):
         self.options = options
         self.ctx = ctx
 
-    @classmethod
-    def check(cls, options: Any, ctx: CheckContext) -> None:  # noqa: B027  (not every target has anything to look at)
+    @classmethod  # noqa: B027  (not every one has anything to look at)
+    def check(cls, options: Any, ctx: CheckContext) -> None:
         """Look, before anything has run, whether the target can be reached and has what it takes.
 
         :raises ShipctlError: :class:`UnavailableError` for what is missing, :class:`SpecError` for what the spec

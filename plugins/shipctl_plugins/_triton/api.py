@@ -33,29 +33,13 @@ class TritonApi:
     port: int
     timeout: float = 10.0
 
-    def live(self) -> bool:
-        """Whether the server answers at all."""
-        return self._says_yes("/v2/health/live")
-
-    def ready(self) -> bool:
-        """Whether the server says that it and all its models are ready."""
-        return self._says_yes("/v2/health/ready")
-
     def model_ready(self, model: str, version: int | None = None) -> bool:
         """Whether the server says that the model (or that version of it) is ready."""
         return self._says_yes(f"{self._model(model, version)}/ready")
 
-    def server_version(self) -> str:
-        """Return Triton's version, such as ``2.51.0``."""
-        return str(self._json("GET", "/v2")["version"])
-
     def server_id(self) -> str:
         """Return what `--id` gave it."""
         return str(self._json("GET", "/v2")["name"])
-
-    def metadata(self, model: str, version: int | None = None) -> dict[str, Any]:
-        """Return names, datatypes and shapes of a model, and the versions that are loaded."""
-        return dict(self._json("GET", self._model(model, version)))
 
     def config(self, model: str, version: int | None = None) -> dict[str, Any]:
         """Return the configuration that the server uses for a model."""

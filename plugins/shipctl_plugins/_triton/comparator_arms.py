@@ -188,7 +188,7 @@ class Arm:
         return int(header) if header is not None else None, body
 
     def _over_grpc(self, address: str, copy: Copy, timeout: float) -> bytes:
-        import grpc  # type: ignore[import-untyped]
+        import grpc
 
         with self._lock:
             if address not in self._channels:

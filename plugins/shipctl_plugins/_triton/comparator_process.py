@@ -270,7 +270,7 @@ def grpc_server(comparator: Comparator) -> Any:
 
     :raises RuntimeError: if the port is taken
     """
-    import grpc  # type: ignore[import-untyped]
+    import grpc
 
     def take(body: bytes, _: Any) -> bytes:
         if comparator.budget.take(len(body)):

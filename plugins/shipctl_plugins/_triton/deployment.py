@@ -197,7 +197,8 @@ class Deployment(Deployed):
         """Stop everything of this pipeline; what is published stays."""
         record = self.releases.record()
         models = {name: known for name, known in record.models.items() if known.pipeline == self.pipeline}
-        lines = [*self.door.stop(), *self._comparator().stop()] if models else []
+        stopped = [*self.door.stop(), *self._comparator().stop()] if models else []
+        lines = [f"{what} was stopped" for what in stopped]
         for model, known in sorted(models.items()):
             for group in replica_sets(self.releases, model):
                 entry, count = known.by_number(group.number), group.stop()

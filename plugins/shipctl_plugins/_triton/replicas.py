@@ -122,15 +122,22 @@ class ReplicaSet:
     ) -> int:
         """Start the replicas that do not run, and return how many that were; they load for seconds after that.
 
-        One that ran before listens where it did, if nobody has taken its ports.
+        One that runs and has stopped answering is killed before. One that ran before listens where it did, if nobody
+        has taken its ports.
 
         :raises StageError: if a process cannot be started
         """
         write_atomic(self.folder / "replicas.json", record.model_dump_json().encode())
         started = 0
         for place in self.places():
-            if TritonServer.attach(place) is not None:
+            server = TritonServer.attach(place)
+            if server is not None and not _hangs(server):
                 continue
+            if server is not None:
+                log(
+                    f"{self.model} {record.version}: replica {place.name} does not answer; it is started anew"
+                )
+                server.stop(timeout=0)
             TritonServer.clean_up(place)
             self.releases.lay_out(self.model, self.number, place / "repository")
             server = TritonServer.launch(
@@ -247,6 +254,17 @@ def replica_sets(releases: Releases, model: str) -> Iterator[ReplicaSet]:
     folders = (releases.folder / "servers" / model).glob("[0-9]*")
     for number in sorted(int(folder.name) for folder in folders if folder.name.isdigit()):
         yield ReplicaSet(releases, model, number)
+
+
+def _hangs(server: TritonServer) -> bool:
+    """Whether a server that has had the time to load does not answer."""
+    if time.time() - server.record.started_at <= START_S:
+        return False
+    try:
+        TritonApi(server.record.ports.http, timeout=LOOK_S).server_id()
+    except TritonApiError as error:
+        return not error.status
+    return False
 
 
 def _said(place: Path) -> str:

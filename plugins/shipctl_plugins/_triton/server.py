@@ -134,11 +134,6 @@ class TritonServer:
         return self.record.alive
 
     @property
-    def ready(self) -> bool:
-        """Whether the process runs and says that it is ready. Models may still fail to answer: ask one."""
-        return self.alive and self.api.ready()
-
-    @property
     def endpoints(self) -> dict[str, str]:
         """Protocol to address."""
         ports = self.record.ports

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shipctl.errors import LockedError
+from shipctl.processes import own_name
 from shipctl.release import lease as module
 from shipctl.release.lease import FileLease, Lease
 from shipctl.release.target import StaleEpochError
@@ -159,3 +160,21 @@ def test_the_file_is_never_seen_half_written(lease: FileLease) -> None:
     held = os.open(lease.path.with_suffix(".lock"), os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it between two calls
     os.close(held)
+
+
+def test_a_holder_on_this_machine_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    ask = (
+        "from shipctl.processes import own_name; import sys; print(own_name(), flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    name = other.stdout.readline().strip()
+    lease = FileLease(tmp_path / "lease.json")
+    first = lease.acquire(name, 60)
+    with pytest.raises(LockedError, match="holds the target"):
+        lease.acquire(own_name(), 60)
+    other.kill()
+    other.communicate()
+    assert lease.acquire(own_name(), 60) == first + 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from support_strategy import Serve, StartRelease
-
 from shipctl.stages.base import Phase
 from shipctl_plugins.deploy.bluegreen import Bluegreen
+from support_strategy import Serve, StartRelease
 
 OLD = "100" * 20
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from support_strategy import Serve, StartRelease
-
 from shipctl.stages.base import Phase
 from shipctl_plugins.deploy.rolling import Rolling
+from support_strategy import Serve, StartRelease
 
 
 def test_the_new_one_replaces_the_old_one(serving: Serve, start_release: StartRelease) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from support_strategy import Serve, StartRelease
-
 from shipctl.stages.base import Phase
 from shipctl.stages.verdicts import Outcome
 from shipctl_plugins.deploy.triton_deploy import TritonDeploy
+from support_strategy import Serve, StartRelease
 
 
 def test_the_first_version_opens_the_door(start_release: StartRelease) -> None:

@@ -44,8 +44,10 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def provider(ctx: MetricContext, now: float = 1000.0, **options: object) -> Comparison:
-    return Comparison(ComparisonOptions.model_validate(options), ctx, now=lambda: now)
+def provider(
+    ctx: MetricContext, options: dict[str, object] | None = None, *, now: float = 1000.0
+) -> Comparison:
+    return Comparison(ComparisonOptions.model_validate(options or {}), ctx, now=lambda: now)
 
 
 def counted(found: Comparison, since: float = 100.0, until: float = 110.0) -> Comparisons:
@@ -91,7 +93,7 @@ def test_what_differs_depends_on_the_bounds(
     reason: str | None,
 ) -> None:
     write(1, **changes)
-    found = counted(provider(ctx, **options))
+    found = counted(provider(ctx, options))
     assert found.reasons == ({} if reason is None else {reason: 1})
     assert found.differing == (reason is not None)
 

@@ -115,7 +115,7 @@ class FakeDoor:
         was = self.running
         if self.file.exists():
             self._write(running=False, routed=None, kept=[])
-        return ["the door was stopped"] if was else []
+        return ["the door"] if was else []
 
 
 def fake_ask(endpoints: dict[str, str], *, model: str, where: str, golden: Path, **_: Any) -> Judgement:

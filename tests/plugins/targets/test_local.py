@@ -35,7 +35,8 @@ from shipctl.spec.units import Duration
 from shipctl.stages.base import Phase
 from shipctl.stages.context import CheckContext
 from shipctl.stages.verdicts import Outcome
-from shipctl_plugins._triton import surge
+from shipctl_plugins._triton import replicas, surge
+from shipctl_plugins._triton.api import TritonApi
 from shipctl_plugins._triton.processes import Ports
 from shipctl_plugins._triton.replicas import ReplicaSet
 from shipctl_plugins._triton.server import TritonServer
@@ -747,17 +748,29 @@ def test_ports_of_replicas_are_not_those_of_connections() -> None:
 
 
 def drive(
-    local: Local, candidate: Candidate, strategy: Strategy, abort_at: int | None = None
+    local: Local,
+    candidate: Candidate,
+    strategy: Strategy,
+    *,
+    abort_at: int | None = None,
+    abort_in: Phase | None = None,
+    meanwhile: Callable[[RolloutState], object] = lambda state: None,
 ) -> tuple[RolloutState, list[int]]:
-    """Take a release to its end, as the engine does; return its state and the candidate's weights in order."""
+    """Take a release to its end, as the engine does; return its state and the candidate's weights in order.
+
+    It is aborted at a weight or in a phase, if one is given; ``meanwhile`` happens before each step.
+    """
     state, verdicts, weights = RolloutState(), None, [0]
     for _ in range(400):
+        meanwhile(state)
         epoch = local.acquire("test")
         seen = local.observe(candidate.revision)
         if (weight := seen.traffic.weight(candidate.revision)) != weights[-1]:
             weights.append(weight)
-        why = "asked to" if abort_at is not None and weight >= abort_at else None
-        facts = Facts(now=time.time(), observation=seen, preflight=verdicts, abort=why)
+        asked = state.phase is abort_in or (abort_at is not None and weight >= abort_at)
+        facts = Facts(
+            now=time.time(), observation=seen, preflight=verdicts, abort="asked to" if asked else None
+        )
         act = retreat if state.phase is Phase.ABORTING else advance
         decision = act(strategy, candidate.revision, state, facts)
         state, verdicts = decision.state, None
@@ -769,6 +782,22 @@ def drive(
         time.sleep(min(decision.requeue, 0.05))
     message = f"no end: {state}"
     raise AssertionError(message)
+
+
+def answers(local: Local) -> set[str]:
+    """What those answer who asks, as far as the door tells: by every replica that requests reach."""
+    routed = local.deployment.door.get()
+    ports = {
+        int(backend.http.rpartition(":")[2])
+        for revision in routed.traffic.weights
+        for backend in routed.backends[revision]
+    }
+    said = set()
+    for port in ports:
+        status, body, headers = TritonApi(port).request("POST", "/v2/models/digits/infer", b"question")
+        assert status == 200
+        said.add(body[int(headers["inference-header-content-length"]) :].decode())
+    return said
 
 
 BLUEGREEN = Strategy(name="bluegreen", scaleDownDelay=Duration(0), preview=True)
@@ -796,3 +825,92 @@ def test_state_machine_takes_releases_forward_and_back(open_local: Open, candida
     )  # fmt: skip
     state, weights = drive(local, two, BLUEGREEN)
     assert (state.phase, weights) == (Phase.DONE, [0, 100])
+
+
+def test_rollback_brings_back_the_earlier_revision_with_its_answers_and_its_number(
+    open_local: Open, candidate: MakeCandidate
+) -> None:
+    local, one, two = open_local(replicas=2), candidate("one"), candidate("two", "1.1.0")
+    drive(local, one, BLUEGREEN)
+    drive(local, two, BLUEGREEN)
+    assert answers(local) == {"two"}
+    back = BLUEGREEN.model_copy(update={"preflight": False, "preview": False})
+    state, weights = drive(local, one, back)
+    assert (state.phase, weights) == (Phase.DONE, [0, 100])
+    assert answers(local) == {"one"}
+    assert local.versions() == {one.revision: "1", two.revision: "2"}
+    assert local.status()[0].details["triton version"] == "1"
+    drive(local, candidate("three", "1.2.0"), BLUEGREEN)
+    assert (answers(local), local.status()[0].details["triton version"]) == ({"three"}, "3")
+
+
+def test_version_that_stops_answering_is_left_for_the_one_that_is_still_warm(
+    open_local: Open, candidate: MakeCandidate
+) -> None:
+    local, one, two = open_local(), candidate("one"), candidate("two", "1.1.0")
+    drive(local, one, BLUEGREEN)
+    watched = BLUEGREEN.model_copy(update={"scaleDownDelay": Duration("30s")})
+
+    def fall_silent(state: RolloutState) -> None:
+        if state.phase is Phase.WATCHING:
+            (group(local, 2).folder / "1" / "repository" / "shy").touch()
+
+    state, weights = drive(local, two, watched, meanwhile=fall_silent)
+    assert (state.phase, weights) == (Phase.ROLLED_BACK, [0, 100, 0])
+    assert state.reason == (
+        "1.1.0 (r1.1.0-two) is not ready while it has traffic: 0 of 1 replicas are ready (replica 1 does not answer as "
+        "it did in the preflight)"
+    )
+    seen = local.observe()
+    assert (seen.stable, set(seen.replicas), answers(local)) == (one.revision, {one.revision}, {"one"})
+
+
+@pytest.mark.parametrize(
+    ("phase", "end"),
+    [
+        (Phase.PREPARING, Phase.REJECTED),
+        (Phase.PREFLIGHT, Phase.REJECTED),
+        (Phase.ANALYSING, Phase.ROLLED_BACK),
+        (Phase.PROMOTING, Phase.ROLLED_BACK),
+        (Phase.WATCHING, Phase.ROLLED_BACK),
+    ],
+)
+def test_abort_from_any_phase_restores_what_served(
+    open_local: Open, candidate: MakeCandidate, phase: Phase, end: Phase
+) -> None:
+    local, one, two = open_local(), candidate("one"), candidate("two", "1.1.0")
+    drive(local, one, BLUEGREEN)
+    canary = CANARY.model_copy(update={"scaleDownDelay": Duration("30s")})
+    assert drive(local, two, canary, abort_in=phase)[0].phase is end
+    seen = local.observe()
+    assert (seen.stable, set(seen.replicas), answers(local)) == (one.revision, {one.revision}, {"one"})
+    assert local.status()[0].healthy
+
+
+def test_first_version_that_is_rejected_leaves_nothing_running(
+    open_local: Open, candidate: MakeCandidate
+) -> None:
+    local = open_local(replicas=2)
+    assert drive(local, candidate("wrong"), BLUEGREEN)[0].phase is Phase.REJECTED
+    assert (local.status(), local.observe().replicas, local.deployment.door.running) == ([], {}, False)
+    folder = str(local.deployment.folder).encode()
+    assert not [process for process in Path("/proc").glob("[0-9]*") if folder in _command(process)]
+
+
+def test_server_that_hangs_is_replaced_by_the_next_release_of_the_same(
+    open_local: Open, candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "LOOK_S", 0.3)
+    said: list[str] = []
+    local, one = open_local(log=said.append), candidate("one")
+    drive(local, one, BLUEGREEN)
+    (server,) = group(local, 1).servers()
+    os.kill(server.record.pid, signal.SIGSTOP)
+    local.apply(Prepare(), one, local.acquire("test"))
+    assert server.alive  # it may still be loading
+    monkeypatch.setattr(replicas, "START_S", 0.0)
+    assert local.observe().replicas[one.revision].problem == "replica 1 does not answer"
+    assert drive(local, one, BLUEGREEN)[0].phase is Phase.DONE
+    assert "digits 1.0.0: replica 1 does not answer; it is started anew" in said
+    assert not server.alive
+    assert answers(local) == {"one"}

@@ -91,17 +91,19 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
         door = stack.enter_context(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         stack.callback(door.kill)
         launcher.write_state(folder / "envoy.json", {}, door.pid)
-        webs = [stack.enter_context(serving(Web(answer=answer(1.0, 2.0)))) for _ in range(2)]
+        stable, candidate = (stack.enter_context(serving(Web(answer=answer(1.0, 2.0)))) for _ in range(2))
         comparator = Comparator(folder, log=lambda _: None)
         stack.callback(comparator.stop)
-        yield Setting(comparator, *webs, door)
+        yield Setting(comparator, stable, candidate, door)
 
 
-def copy(to: Backend, body: bytes = REQUEST, path: str = "/v2/models/m/infer", **headers: str) -> float:
+def copy(
+    to: Backend, body: bytes = REQUEST, path: str = "/v2/models/m/infer", encoding: str | None = None
+) -> float:
     """Send a copy as the proxy does; return how long it was waited for."""
     connection = http.client.HTTPConnection(to.http, timeout=10)
     start = time.monotonic()
-    connection.request("POST", path, body, headers)
+    connection.request("POST", path, body, {"content-encoding": encoding} if encoding else {})
     assert connection.getresponse().status == 200
     connection.close()
     return time.monotonic() - start
@@ -164,7 +166,7 @@ def test_what_cannot_be_asked_again_is_counted(setting: Setting) -> None:
     sequence = json.dumps({**json.loads(REQUEST), "parameters": {"sequence_id": 7}}).encode()
     copy(to, sequence)
     copy(to, path="/v2/models/m/generate")
-    copy(to, **{"content-encoding": "gzip"})
+    copy(to, encoding="gzip")
     assert until(lambda: setting.left_out("skipped") == 3)
     assert setting.stable.asked == []
 

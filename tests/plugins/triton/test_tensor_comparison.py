@@ -58,8 +58,8 @@ def test_one_number_per_sample_has_no_class() -> None:
 def test_what_no_bound_can_allow(
     stable: dict[str, list[float]], candidate: dict[str, list[float]], problem: str | None
 ) -> None:
-    sides = [{name: np.array(values) for name, values in side.items()} for side in (stable, candidate)]
-    assert compare(*sides).problem == problem
+    left, right = ({name: np.array(values) for name, values in side.items()} for side in (stable, candidate))
+    assert compare(left, right).problem == problem
 
 
 def test_other_bits_of_precision_are_another_type() -> None:

@@ -215,7 +215,7 @@ def test_server_that_does_not_know_or_does_not_answer_is_an_error(server: Triton
     ):
         ask({"x": np.zeros((1, 4), np.float32)})
     with pytest.raises(TritonApiError, match=r"^no answer from 127\.0\.0\.1:1: "):
-        TritonApi(1).server_version()
+        TritonApi(1).server_id()
 
 
 def test_detached_server_is_found_again_and_a_reused_pid_is_not(
@@ -227,8 +227,7 @@ def test_detached_server_is_found_again_and_a_reused_pid_is_not(
         found = TritonServer.attach(folder)
         assert found is not None
         assert found.record == started.record
-        assert found.ready
-        assert found.api.server_version() == "2.51.0"
+        assert found.answers()
         state = json.loads((folder / "server.json").read_text())
         for change in ({"start_time": state["start_time"] - 1}, {"boot_id": "another"}):
             (folder / "server.json").write_text(json.dumps({**state, **change}))

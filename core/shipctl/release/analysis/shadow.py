@@ -245,17 +245,15 @@ def _judged(
     said = _said(name, total)
     least = min(LEAST, options.comparisons)
     limit = f"{percent(allowed)} may"
-    enough = total.compared >= options.comparisons
     if not count:
         outcome, message = Outcome.INCONCLUSIVE, "nothing was compared yet"
     elif bad and (allowed <= 0 or (count >= least and share.lower > allowed)):
         outcome, message = Outcome.FAIL, f"{said}, {limit}{_why(total, name)}"
-    elif enough and (share.upper <= allowed or allowed >= 1 or (allowed <= 0 and not bad)):
+    elif share.upper <= allowed or allowed >= 1 or allowed <= 0:
         outcome, message = Outcome.PASS, f"{said}, {limit}"
     else:
-        more = "" if share.upper > allowed else f"; {options.comparisons:,} are asked for"
         outcome = Outcome.INCONCLUSIVE
-        message = f"{said}, which can mean up to {percent(share.upper)}, {limit}{more}{_why(total, name)}"
+        message = f"{said}, which can mean up to {percent(share.upper)}, {limit}{_why(total, name)}"
     return Verdict(
         gate=name, outcome=outcome, message=message, metric="disagreement" if "top" in name else "differing",
         value=share.value if count else None, comparison="<=", bound=allowed,

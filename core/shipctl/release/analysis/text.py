@@ -14,7 +14,8 @@ def percent(share: float) -> str:
 
 def points(difference: float) -> str:
     """Return a difference of shares such as `+1.2 points`."""
-    return f"{_short(100 * difference, sign=True)} points"
+    written = _short(100 * difference, sign=True)
+    return f"{written} point" if written in {"+1", "-1"} else f"{written} points"
 
 
 def milliseconds(seconds: float) -> str:

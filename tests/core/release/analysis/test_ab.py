@@ -90,6 +90,20 @@ def test_a_difference_too_small_to_tell_goes_on() -> None:
     assert verdict(looks[-1], ALL).message.startswith("latency: not decided yet, +0 points (between -")
 
 
+def test_a_difference_that_may_be_chance_goes_on() -> None:
+    looks = run(AbOptions(goal="latency", minimumEffect="0.1%"), slower=1.02, windows=10)
+    assert verdict(looks[-1], ALL).message.startswith("latency: not decided yet, +0.")
+
+
+def test_many_segments_make_each_of_them_less_sure() -> None:
+    options = AbOptions(goal="latency", minimumEffect="0.1%")
+    single = run(options, windows=6, segments={"web": 1.0})[-1]
+    several = run(options, windows=6, segments={"web": 1.0, "mobile": 1.0, "api": 1.0})[-1]
+    gate = "goal latency, segment web"
+    assert verdict(single, gate).message == "segment web: +0 points (between -2.78 points and +2.78 points)"
+    assert verdict(several, gate).message == "segment web: +0 points (between -3.11 points and +3.11 points)"
+
+
 def test_errors_can_be_the_goal_and_latency_is_a_guardrail_then() -> None:
     looks = run(AbOptions(goal="error_rate"), errors=30)
     assert looks[-1].outcome is FAIL
@@ -150,6 +164,17 @@ def test_no_traffic_is_inconclusive() -> None:
     _, look = judge_ab(AbOptions(), AbState(), stable={"all": samples("stable")}, candidate=empty)
     assert look.outcome is INCONCLUSIVE
     assert not look.conclusive
+
+
+def test_guardrails_without_enough_requests_are_inconclusive() -> None:
+    _, look = judge_ab(
+        AbOptions(goal="latency"),
+        AbState(),
+        stable={"all": samples("stable", durations=usual(300))},
+        candidate={"all": samples(durations=usual(30))},
+    )
+    assert verdict(look, "guardrail error_rate").message == "error_rate: too few requests to say anything"
+    assert outcomes(look) == {"samples": PASS, ALL: INCONCLUSIVE, "guardrail error_rate": INCONCLUSIVE}
 
 
 @pytest.mark.parametrize("broken", [{"coverage": 0.5}, {"durations": (math.nan,), "times": None}])

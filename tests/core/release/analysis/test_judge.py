@@ -182,7 +182,12 @@ def test_a_candidate_of_which_every_request_fails_is_never_passed() -> None:
     ],
 )
 def test_numbers_that_make_no_sense_are_an_error_and_are_forgotten(wrong: dict[str, Any], fault: str) -> None:
-    fields: dict[str, Any] = {"durations": tuple(steady(100)), "requests": 100, "times": None, "failed": None} | wrong
+    fields: dict[str, Any] = {
+        "durations": tuple(steady(100)),
+        "requests": 100,
+        "times": None,
+        "failed": None,
+    } | wrong
     own = samples(**fields)
     state, measurement = judge(OPTIONS, SLO, AnalysisState(), stable=None, candidate=own)
     assert measurement.outcome is ERROR
@@ -234,7 +239,7 @@ def test_equal_revisions_pass_once_limits_are_ruled_out() -> None:
     assert outcomes(measurement) == {"samples": PASS, ERRORS: PASS, SLOW: PASS}
     assert verdict(measurement, ERRORS).message == (
         "errors +0 points (0 % against 0 %), between -0.6 points and +0.49 points; "
-        "+0.2 points is tolerated, +1 points has to be ruled out"
+        "+0.2 points is tolerated, +1 point has to be ruled out"
     )
 
 
@@ -252,6 +257,21 @@ def test_a_slower_candidate_fails() -> None:
         "requests above 22.5 ms, the stable revision's p95, +36.4 points (41.7 % against 5.29 %), "
         "between +19.8 points and +47 points; +1.08 points is tolerated, +5.15 points has to be ruled out"
     )
+
+
+@pytest.mark.parametrize(("block", "outcome"), [(1.0, FAIL), (5.0, INCONCLUSIVE)])
+def test_few_blocks_decide_nothing(block: float, outcome: Outcome) -> None:
+    own = samples(durations=usual(100, slower=20))
+    other = samples("stable", durations=usual(1900))
+    _, measurement = judge(OPTIONS, {}, AnalysisState(), stable=other, candidate=own, block=block)
+    assert outcomes(measurement)[SLOW] is outcome
+
+
+def test_few_requests_decide_nothing() -> None:
+    """Thirty failures of thirty one are clear, but fewer than minSamples."""
+    own = {"durations": usual(1), "errors": 30}
+    assert outcomes(after(1, own=own))[ERRORS] is INCONCLUSIVE
+    assert outcomes(after(2, own=own))[ERRORS] is FAIL
 
 
 def test_errors_whose_times_are_unknown_count_window_by_window() -> None:

@@ -22,6 +22,18 @@ def test_equal_candidates_are_not_aborted_and_pass() -> None:
     assert ends[Outcome.PASS] >= 18
 
 
+def test_drifts_of_one_revision_alone_are_not_taken_for_a_difference() -> None:
+    aborted = sum(release(seed, rate=100, drift=3.0)[-1].outcome is Outcome.FAIL for seed in range(15))
+    assert aborted <= 1
+
+
+@pytest.mark.slow
+def test_drifts_are_not_taken_for_a_difference_in_long_releases_either() -> None:
+    """With forty looks at the newest blocks by themselves."""
+    ends = [release(seed, rate=60, weights=(0.25, 0.5), windows=20, drift=4.0)[-1] for seed in range(25)]
+    assert sum(end.outcome is Outcome.FAIL for end in ends) <= 1
+
+
 def test_a_candidate_that_is_20_percent_slower_is_seen() -> None:
     ends = [release(seed, slower=1.2) for seed in range(6)]
     assert all(outcomes(looks[-1])["slow requests against stable"] is Outcome.FAIL for looks in ends)
@@ -48,7 +60,7 @@ def test_what_is_tolerated_is_not_aborted() -> None:
 def test_the_plan_says_what_it_takes() -> None:
     assert plan_lines(OPTIONS, {}, rate=200, weights=WEIGHTS) == [
         "a p95 that is 20 % higher shows after about 1,600 requests to the candidate: 2.7 min at 200/s × 5 %",
-        "+1 points of errors shows after about 4,600 requests to the candidate: 7.7 min at 200/s × 5 %",
+        "+1 point of errors shows after about 4,600 requests to the candidate: 7.7 min at 200/s × 5 %",
         (
             "an equal candidate passes after about 620 requests to it: 62 s at 200/s × 5 %, 5 measurements; it pauses "
             "meanwhile, for inconclusiveLimit is 3: allow 4, begin with a larger weight, or let `replay` send more"

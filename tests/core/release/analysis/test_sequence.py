@@ -95,6 +95,25 @@ def test_batches_get_longer_and_keep_every_block() -> None:
     assert sum(batch.total for batch in evidence.track.batches) == sum(at % 3 for at in range(1000))
 
 
+def plateaus(high: int, low: int, count: int = 8) -> Evidence:
+    """Return a release in which the share changes every 20 s, and is the high one in the newest 15."""
+    evidence = Evidence(alone=True)
+    for place in range(count):
+        evidence = evidence.extended([Counts(high if place % 2 else low, 40)] * 20)
+    return evidence.extended([Counts(high, 40)] * 15)
+
+
+def test_newest_blocks_are_held_against_how_much_it_fluctuated_before() -> None:
+    assert plateaus(16, 16).bounds(0.02).newest > 0.2
+    assert plateaus(16, 0).bounds(0.02).newest < 0
+
+
+def test_newest_blocks_say_nothing_before_it_is_known_how_much_it_fluctuates() -> None:
+    evidence = Evidence(alone=True).extended([Counts(0, 40)] * 15).extended([Counts(40, 40)] * 15)
+    assert evidence.bounds(0.02).newest == -math.inf
+    assert evidence.extended([Counts(40, 40)] * 15).bounds(0.02).newest > -math.inf
+
+
 def covered(seed: int, shares: tuple[float, float], alpha: float) -> bool:
     """Whether the interval holds the true difference at every look of a release."""
     rng, evidence, true = random.Random(seed), Evidence(), shares[0] - shares[1]

@@ -71,7 +71,7 @@ def test_enough_equal_answers_pass() -> None:
     ],
 )
 def test_nothing_compared_is_inconclusive(given: dict[str, object], message: str) -> None:
-    found = judged(window(0, **given))
+    found = judged(window(0).model_copy(update=given))
     assert (found.outcome, found.conclusive) == (Outcome.INCONCLUSIVE, False)
     assert found.verdicts[0].message == message
 
