@@ -191,14 +191,7 @@ def candidate_is_wrong(live: World) -> Outcome:
 
 def candidate_differs(live: World) -> Outcome:
     """Shadow a version whose answers differ where no golden sample looks."""
-    live.next(
-        "differs",
-        strategy="shadow",
-        percent="50%",
-        duration="30s",
-        compare={"comparisons": 50},
-        analysis=None,
-    )
+    live.next("differs", strategy="shadow", percent="50%", duration="30s", compare={"comparisons": 50})
     return live.run()
 
 
@@ -283,3 +276,14 @@ def source_goes_away(live: World, prometheus: str, stop: Callable[[], None]) -> 
         return time.time()
 
     return live.run(end)
+
+
+def split_by_users(live: World) -> Outcome:
+    """Let two good versions serve half of the users each until it is clear that there is no difference."""
+    live.next(
+        strategy="ab-test",
+        duration="60s",
+        test={"goal": "error_rate", "minimumEffect": "15%"},
+        sticky={"kind": "header", "name": "x-user-id"},
+    )
+    return live.run()

@@ -225,6 +225,11 @@ class Release:
                 "`apply --retry` releases it again"
             )
             return NodeEnd("failed", message, exit_code=7)
+        tested = records.was_only_tested(self.revision)
+        if tested is not None and not retry:
+            return NodeEnd(
+                "done", f"{tested.message}; it was not to be promoted, `apply --retry` tests it again"
+            )
         with self._approvals(self._plan(records), drive) as approvals:
             return approvals.gate(drive.run, lambda: self._stage.preview(self.context()))
 

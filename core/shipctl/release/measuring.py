@@ -8,6 +8,7 @@ from shipctl.records import Record
 from shipctl.release.analysis import AbState, AnalysisState, Values, judge, judge_ab
 from shipctl.release.analysis import plan_lines as lines_of_analysis
 from shipctl.release.analysis.ab import OVERALL
+from shipctl.release.analysis.blocks import BLOCK_SECONDS
 from shipctl.release.analysis.shadow import Comparisons, ShadowState, judge_shadow
 from shipctl.release.metrics import MetricContext, MetricProvider, Samples
 from shipctl.release.providers import check_provider, open_provider, provider_class
@@ -19,6 +20,10 @@ from shipctl.stages.context import CheckContext, ReleaseContext
 
 LAG = 1.0
 """Seconds after which a source knows of everything that has happened: a proxy writes its log in pieces."""
+
+
+QUICK = 1.0
+"""Seconds that a provider without a time limit takes at most: it reads what is on this machine."""
 
 
 def check(strategy: Strategy, ctx: CheckContext) -> None:
@@ -34,13 +39,30 @@ def check(strategy: Strategy, ctx: CheckContext) -> None:
         check_provider(metric.provider, ctx)
 
 
+def query_seconds(strategy: Strategy) -> float:
+    """Return how long one measurement may take to be answered, by the time limits of its providers."""
+    options = strategy.analysis
+    if options is None:
+        return 0.0
+    asked = [options.provider, options.provider, *(metric.provider for metric in options.metrics)]
+    limits = [getattr(provider_class(provider)[1], "timeout", None) for provider in asked]
+    return sum(QUICK if limit is None else float(limit) for limit in limits)
+
+
 def plan_lines(strategy: Strategy, ctx: ReleaseContext, traffic: float | None) -> list[str]:
     """Say, a line each, what can be noticed with the traffic that is expected."""
     options = strategy.analysis
     if options is None:
         return ["nothing is measured on the way: `analysis` is null"]
-    weights = [step.setWeight for step in strategy.steps if isinstance(step, SetWeight)]
-    return lines_of_analysis(options, ctx.objectives.slo, rate=traffic, weights=weights)
+    weights: list[int] = []
+    pauses: list[float] = []
+    for step in strategy.steps:
+        if isinstance(step, SetWeight):
+            weights.append(step.setWeight)
+            pauses.append(0.0)
+        elif pauses and step.pause.duration is not None:
+            pauses[-1] += float(step.pause.duration)
+    return lines_of_analysis(options, ctx.objectives.slo, rate=traffic, weights=weights, pauses=pauses)
 
 
 class Judged(NamedTuple):
@@ -69,6 +91,11 @@ class Measuring:
             project=ctx.base,
         )
         self._open: dict[str, MetricProvider] = {}
+
+    @property
+    def block(self) -> float:
+        """Seconds of a block of the comparison: a second, or less where measurements follow each other quickly."""
+        return min(BLOCK_SECONDS, max(0.25, float(self.options.interval) / 10))
 
     def measure(self, state: RolloutState, seen: Observation, now: float) -> Measurement:
         """Measure from where the last one ended, or from when the traffic was shifted, until now.
@@ -103,6 +130,7 @@ class Measuring:
             candidate=self.query(self.options.provider, self.revision, window),
             extra=[(item, self.query(item.provider, self.revision, window)) for item in self.options.metrics],
             at_full=beside is None,
+            block=self.block,
         )
         return Judged("analysis", state, measurement)
 
@@ -144,6 +172,7 @@ class AbMeasuring(Measuring):
                 if metric.guardrail or metric.name == test.goal
             },
             analysis=self.options,
+            block=self.block,
         )
         return Judged("ab", state, measurement)
 

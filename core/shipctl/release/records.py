@@ -49,6 +49,15 @@ class ReleaseRecord(Record):
     )
 
     @property
+    def serves(self) -> bool:
+        """Whether it was done and made to serve: a test that passed may not have been meant to be promoted."""
+        only_tested = self.state.get("committed") is False and self.state.get("previous") not in {
+            None,
+            self.revision,
+        }
+        return self.phase is Phase.DONE and not only_tested
+
+    @property
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all inputs."""
         return [manifest for bound in self.inputs.values() for manifest in bound]
@@ -67,10 +76,7 @@ class Records(Record):
     @property
     def stable(self) -> ReleaseRecord | None:
         """What serves: the last one that was done and not rolled back."""
-        return next(
-            (item for item in reversed(self.records) if item.phase is Phase.DONE and not item.rolled_back),
-            None,
-        )
+        return next((item for item in reversed(self.records) if item.serves and not item.rolled_back), None)
 
     def was_rolled_back(self, revision: str) -> ReleaseRecord | None:
         """Return the last record of a revision if that ended in a rollback."""
@@ -84,9 +90,14 @@ class Records(Record):
         bad |= {stable.revision} if stable is not None else set()
         found: dict[str, ReleaseRecord] = {}
         for item in reversed(self.records):
-            if item.phase is Phase.DONE and item.revision not in bad:
+            if item.serves and item.revision not in bad:
                 found.setdefault(item.revision, item)
         return list(found.values())
+
+    def was_only_tested(self, revision: str) -> ReleaseRecord | None:
+        """Return the last record of a revision if that passed a test, which was all that was wanted of it."""
+        last = next((item for item in reversed(self.records) if item.revision == revision), None)
+        return last if last is not None and last.phase is Phase.DONE and not last.serves else None
 
     def put(self, record: ReleaseRecord) -> Records:
         """Return the records with one added or replaced by its number."""

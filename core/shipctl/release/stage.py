@@ -94,7 +94,9 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         cls.check(options, ctx)
         measuring.check(strategy, ctx)
         budget = ctx.objectives.budget.get("rollback")
-        way = worst_case(strategy, lease_seconds=LEASE_SECONDS)
+        way = worst_case(
+            strategy, lease_seconds=LEASE_SECONDS, query_timeout=measuring.query_seconds(strategy)
+        )
         if budget is not None and way.seconds > budget:
             message = (
                 f"going back to the stable revision can take {way.seconds:g} s ({way.arithmetic}), and "
@@ -117,7 +119,9 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         """Say what serves, how the candidate would take over, and what can be noticed on the way."""
         target = open_target(self.options.target, ctx)
         strategy = self.strategy(ctx.intent)
-        way = worst_case(strategy, target_shift_seconds=target.shift_seconds(), lease_seconds=LEASE_SECONDS)
+        way = worst_case(
+            strategy, target.shift_seconds(), LEASE_SECONDS, query_timeout=measuring.query_seconds(strategy)
+        )
         lines = [*target.preview(ctx.revision), strategy.summary()]
         lines.append(f"back on the stable revision within {way.seconds:g} s at worst: {way.arithmetic}")
         if Capability.WATCHDOG not in target.capabilities:

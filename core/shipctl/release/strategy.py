@@ -117,7 +117,7 @@ class AnalysisOptions(Record):
     )
     failureLimit: int = Field(default=0, ge=0, description="Measurements that may fail without an abort.")  # noqa: N815
     inconclusiveLimit: int = Field(  # noqa: N815
-        default=3, ge=0, description="Measurements that may be inconclusive before the release pauses."
+        default=8, ge=0, description="Measurements that may be inconclusive before the release pauses."
     )
     consecutiveErrorLimit: int = Field(  # noqa: N815
         default=4, ge=0, description="Measurements in a row that may end in an error without an abort."

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from shipctl.release.options import StrategyOptions
 from shipctl.release.stage import StrategyStage
-from shipctl.release.strategy import AbOptions, Segment, SetWeight, Sticky, Strategy
+from shipctl.release.strategy import AbOptions, AnalysisOptions, Segment, SetWeight, Sticky, Strategy
 from shipctl.release.target import Capability
 from shipctl.spec.units import Duration
 from shipctl.stages.base import Bound
@@ -35,6 +35,10 @@ class AbTestOptions(StrategyOptions):
         if len(names) != len(set(names)):
             message = f"two segments have the same name: {', '.join(names)}"
             raise ValueError(message)
+        for segment in self.segments:
+            if segment.revision not in {None, "stable", "candidate"}:
+                message = f"segment {segment.name}: revision is stable, candidate, or left out, not {segment.revision}"
+                raise ValueError(message)
         return self
 
     def strategy(self) -> Strategy:
@@ -47,7 +51,7 @@ class AbTestOptions(StrategyOptions):
             duration=self.duration,
             ab=self.test,
             promote=self.promote,
-            **self.common(),
+            **{**self.common(), "analysis": self.analysis or AnalysisOptions()},
         )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-
 from shipctl.release.options import StrategyOptions
 from shipctl.release.stage import StrategyStage
-from shipctl.release.strategy import ShadowOptions, Strategy
+from shipctl.release.strategy import AnalysisOptions, ShadowOptions, Strategy
 from shipctl.release.target import Capability
 from shipctl.spec.units import Duration, Percentage
 from shipctl.stages.base import Bound
@@ -33,7 +32,10 @@ class ShadowStageOptions(StrategyOptions):
             duration=self.duration,
             shadow=self.compare,
             promote=self.promote,
-            **self.common(),
+            **{
+                **self.common(),
+                "analysis": self.analysis or AnalysisOptions(),
+            },  # how often answers are judged
         )
 
 

@@ -24,7 +24,7 @@ class TritonDeployOptions(StrategyOptions):
 
 
 class TritonDeploy(StrategyStage[TritonDeployOptions]):
-    """Serve a Triton repository after a preflight: the new version takes over at once, the old one stays warm a while."""
+    """Serve a Triton repository after a preflight: the new one takes over at once, the old one stays warm a while."""
 
     api_version: ClassVar[int] = 1
     options_model = TritonDeployOptions

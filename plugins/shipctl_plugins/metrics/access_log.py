@@ -122,6 +122,7 @@ class AccessLog(MetricProvider):
             errors=sum(wrong.values()),
             durations=tuple(duration for duration, _ in timed),
             times=tuple(end for _, end in timed),
+            failed=tuple(request.end for request in found if request.wrong is not None),
             coverage=self._coverage(tail, found, broken, since, until),
             query=f"requests for {arm} that ended from {since:.3f} to {until:.3f} in {tail.log}"
             + (f", segment {self.options.segment}" if self.options.segment else ""),
