@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shipctl.records import Record
 from shipctl.release.references import Named, Reference
@@ -19,8 +20,16 @@ class Replay(Record):
 
     rate: Rate = Field(description="Requests per second, such as 20/s.")
 
+    @field_validator("rate")
+    @classmethod
+    def _some(cls, rate: Rate) -> Rate:
+        if not rate:
+            message = f"a replay of {rate} sends nothing; leave `replay` out, or write a rate such as 20/s"
+            raise ValueError(message)
+        return rate
 
-class StrategyOptions(StageOptions):
+
+class StrategyOptions(StageOptions, ABC):
     """Where to, how careful, and how long the old revision stays."""
 
     target: Named = Field(
@@ -49,14 +58,22 @@ class StrategyOptions(StageOptions):
         Duration("10m"), description="How long replicas may take to be ready, and a pause may last."
     )
 
+    @field_validator("progressDeadline")
+    @classmethod
+    def _some_time(cls, deadline: Duration) -> Duration:
+        if not deadline:
+            message = "progressDeadline is 0s, in which no replica can be ready; write one such as 10m"
+            raise ValueError(message)
+        return deadline
+
     def common(self) -> dict[str, Any]:
         """Return what goes into a :class:`Strategy` as it is."""
         names = ("analysis", "scaleDownDelay", "abortScaleDownDelay", "progressDeadline")
         return {name: getattr(self, name) for name in names}
 
+    @abstractmethod
     def strategy(self) -> Strategy:
         """Return how a release with these options goes."""
-        raise NotImplementedError
 
 
 class StrategyInputs(StageInputs):

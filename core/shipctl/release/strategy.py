@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from shipctl.records import Record
 from shipctl.release.references import Named, Reference
@@ -48,7 +48,17 @@ class PauseStep(Record):
     pause: Pause = Field(default_factory=Pause, description="How long.")
 
 
-RolloutStep = SetWeight | PauseStep
+def _kind_of_step(step: Any) -> str:
+    """Say which kind of step is meant, so that what is wrong with it is said once and not for both kinds."""
+    if isinstance(step, dict):
+        return "PauseStep" if "pause" in step else "SetWeight"
+    return type(step).__name__ if isinstance(step, PauseStep) else "SetWeight"
+
+
+RolloutStep = Annotated[
+    Annotated[SetWeight, Tag("SetWeight")] | Annotated[PauseStep, Tag("PauseStep")],
+    Discriminator(_kind_of_step),
+]
 
 CANARY_WEIGHTS = (5, 10, 25, 50)
 """What a canary gets in turn, in percent of the requests, before it gets everything."""
@@ -90,8 +100,12 @@ class Metric(Record):
 
     name: str = Field(min_length=1, description="What it is called in reports.")
     provider: Named = Field(description="A metric provider: its name, or `{uses: NAME, with: OPTIONS}`.")
-    min: float | None = Field(default=None, description="The smallest value that passes, in base units.")
-    max: float | None = Field(default=None, description="The largest value that passes, in base units.")
+    min: float | None = Field(
+        default=None, allow_inf_nan=False, description="The smallest value that passes, in base units."
+    )
+    max: float | None = Field(
+        default=None, allow_inf_nan=False, description="The largest value that passes, in base units."
+    )
     guardrail: bool = Field(
         default=False, description="For A/B: must not get worse, but is not what the test is about."
     )
@@ -101,7 +115,21 @@ class Metric(Record):
         if self.min is None and self.max is None:
             message = f"metric {self.name} has no bound, so it decides nothing; give it min or max"
             raise ValueError(message)
+        if self.min is not None and self.max is not None and self.min > self.max:
+            message = f"metric {self.name}: min {self.min:g} is above max {self.max:g}, so nothing passes"
+            raise ValueError(message)
         return self
+
+
+def checked_confidence(value: Percentage) -> Percentage:
+    """Return how sure a comparison shall be.
+
+    :raises ValueError: if that decides nothing, or nothing ever reaches it
+    """
+    if not 0.5 <= value < 1:  # noqa: PLR2004
+        message = f"a confidence of {value} cannot be had; write one from 50% to less than 100%, such as 95%"
+        raise ValueError(message)
+    return value
 
 
 class AnalysisOptions(Record):
@@ -151,6 +179,41 @@ class AnalysisOptions(Record):
     )
     metrics: tuple[Metric, ...] = Field(default=(), description="Further metrics with absolute bounds.")
 
+    @field_validator("interval")
+    @classmethod
+    def _some_time(cls, interval: Duration) -> Duration:
+        if not interval:
+            message = "analysis.interval is 0s, in which there is nothing to measure; write one such as 15s"
+            raise ValueError(message)
+        return interval
+
+    @field_validator("confidence")
+    @classmethod
+    def _can_be_had(cls, confidence: Percentage) -> Percentage:
+        return checked_confidence(confidence)
+
+    @field_validator("metrics")
+    @classmethod
+    def _told_apart(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        names = [metric.name for metric in metrics]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            message = f"two metrics have the same name: {', '.join(twice)}"
+            raise ValueError(message)
+        return metrics
+
+    @model_validator(mode="after")
+    def _in_order(self) -> AnalysisOptions:
+        for what in ("error", "slow"):
+            tolerance, limit = getattr(self, f"{what}Tolerance"), getattr(self, f"{what}Limit")
+            if tolerance > limit:
+                message = (
+                    f"{what}Tolerance ({tolerance}) is above {what}Limit ({limit}): what would fail could also pass; "
+                    f"raise {what}Limit"
+                )
+                raise ValueError(message)
+        return self
+
 
 class AbOptions(Record):
     """What an A/B test compares, and what counts as better."""
@@ -166,6 +229,21 @@ class AbOptions(Record):
         description="The smallest difference that matters; a test that excludes it either way is over.",
     )
     confidence: Percentage = Field(default=Percentage("95%"), description="How sure the verdict is.")
+
+    @field_validator("minimumEffect")
+    @classmethod
+    def _some(cls, effect: Percentage) -> Percentage:
+        if not effect:
+            message = (
+                "a minimumEffect of 0% is never excluded, so the test would not end; write one such as 2%"
+            )
+            raise ValueError(message)
+        return effect
+
+    @field_validator("confidence")
+    @classmethod
+    def _can_be_had(cls, confidence: Percentage) -> Percentage:
+        return checked_confidence(confidence)
 
 
 class ShadowOptions(Record):

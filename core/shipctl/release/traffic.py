@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shipctl.records import Record
 
@@ -14,11 +15,27 @@ PREVIEW_HEADER = "x-shipctl-preview"
 """A request with this header reaches the revision behind the preview door, whatever the weights are."""
 
 
+def checked_name(name: str) -> str:
+    """Return the name of a header or a cookie.
+
+    :raises ValueError: if it is none (RFC 9110, section 5.6.2, and RFC 6265 allow the same characters)
+    """
+    if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) is None:
+        message = f"{name!r} is not the name of a header or a cookie; write one such as x-user-id"
+        raise ValueError(message)
+    return name
+
+
 class Sticky(Record):
     """By what a request is told from others, so that whoever sent it is answered by one revision from then on."""
 
     kind: Literal["header", "cookie"] = Field(description="Where its value stands.")
     name: str = Field(min_length=1, description="The header's or the cookie's name, such as x-user-id.")
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_sent(cls, name: str) -> str:
+        return checked_name(name)
 
 
 class Segment(Record):
@@ -30,6 +47,11 @@ class Segment(Record):
     revision: str | None = Field(
         default=None, description="Who answers them; None for the weights, counted by themselves."
     )
+
+    @field_validator("header")
+    @classmethod
+    def _can_be_sent(cls, header: str) -> str:
+        return checked_name(header)
 
 
 class Mirror(Record):
