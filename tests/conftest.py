@@ -21,6 +21,31 @@ from shipctl.engine import filecache
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = (
+    "test_releases.py",
+    "test_digits_published.py",
+    "test_local_conformance.py",
+    "test_kill.py",
+    "test_real_server.py",
+    "test_rollout_random.py",
+    "test_local_real.py",
+    "test_digits.py",
+    "test_mlflow_register.py",
+    "test_stages.py",
+    "test_s3_gateway.py",
+    "test_s3_store.py",
+    "test_wheel.py",
+    "test_local.py",
+    "test_local_killed.py",
+    "test_proxy.py",
+    "test_routing.py",
+    "test_failures.py",
+    "test_watchdog.py",
+    "test_torch_export.py",
+)
+"""Files of half a minute and more, the longest first."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shipctl")
     group.addoption("--gpu", action="store_true", help="run the tests that need an NVIDIA GPU")
@@ -29,6 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # workers take files in this order: one of minutes that comes last would keep all of them waiting
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     why_not = _why_not(config)
     for item in items:
         for marker, reason in why_not.items():

@@ -167,6 +167,20 @@ def test_a_candidate_of_which_every_request_fails_is_never_passed() -> None:
     assert measurement.outcome is FAIL
 
 
+def test_a_candidate_that_refuses_what_stable_answers_fails() -> None:
+    """Refusals are no errors of a server, but here they are no nonsense of clients either."""
+    refused = samples(requests=60)
+    measurement = once(refused, samples("stable", durations=steady(58), requests=60), slo={})
+    assert verdict(measurement, "samples").message == (
+        "the candidate answered none of 60 requests, and the stable revision 58 of 60 at the same time: it refuses "
+        "what clients send; see whether its inputs have changed"
+    )
+    assert measurement.outcome is FAIL
+    for stable in (samples("stable", requests=60), None):  # nobody is answered, or nobody to compare with
+        assert once(refused, stable, slo={}).outcome is not FAIL
+    assert once(samples(requests=20), samples("stable", durations=steady(20)), slo={}).outcome is not FAIL
+
+
 @pytest.mark.parametrize(
     ("wrong", "fault"),
     [

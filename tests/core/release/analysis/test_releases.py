@@ -58,7 +58,8 @@ def test_what_is_tolerated_is_not_aborted() -> None:
 
 
 def test_the_plan_says_what_it_takes() -> None:
-    assert plan_lines(OPTIONS, {}, rate=200, weights=WEIGHTS) == [
+    hasty = OPTIONS.model_copy(update={"inconclusiveLimit": 3})
+    assert plan_lines(hasty, {}, rate=200, weights=WEIGHTS) == [
         "a p95 that is 20 % higher shows after about 1,600 requests to the candidate: 2.7 min at 200/s × 5 %",
         "+1 point of errors shows after about 4,600 requests to the candidate: 7.7 min at 200/s × 5 %",
         (

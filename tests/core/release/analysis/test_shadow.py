@@ -79,12 +79,12 @@ def test_nothing_compared_is_inconclusive(given: dict[str, object], message: str
 def test_few_equal_answers_are_inconclusive_and_say_what_they_could_mean() -> None:
     found = judged(window(100))
     assert (found.outcome, found.conclusive) == (Outcome.INCONCLUSIVE, False)
-    assert found.verdicts[0].message == "100 answers were compared so far, 200 are asked for"
+    assert found.verdicts[0].message == "100 answers were compared so far, 400 are asked for"
     assert found.verdicts[1].message == "0 of 100 answers differ (0 %), which can mean up to 3.38 %, 1 % may"
 
 
 def test_as_many_as_were_asked_for_are_not_always_enough() -> None:
-    found = judged(window(200))
+    found = judged(window(200), options=ShadowOptions(comparisons=200))
     assert (found.outcome, found.conclusive) == (Outcome.INCONCLUSIVE, False)
     assert found.verdicts[0].outcome is Outcome.PASS
     assert 200 < needed(0.01) < 400
@@ -139,7 +139,7 @@ def test_what_breaks_after_a_long_good_time_fails_though_its_share_is_small() ->
 
 
 def test_where_nothing_may_differ_one_that_does_is_enough() -> None:
-    options = ShadowOptions(differing=Percentage("0%"), top1Agreement=None)
+    options = ShadowOptions(comparisons=200, differing=Percentage("0%"), top1Agreement=None)
     assert judged(window(200), options=options).outcome is Outcome.PASS
     assert judged(window(199), options=options).outcome is Outcome.INCONCLUSIVE
     assert judged(window(200, 1), options=options).outcome is Outcome.FAIL
