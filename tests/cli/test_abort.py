@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 
 import pytest
+from rich.console import Console
 
+from shipctl.cli.watching import screen
 from shipctl.engine import operations
+from shipctl.engine.journal import Journal
+from shipctl.stages.verdicts import Outcome, Verdict
 from support_approvals import Become, be, gated
 from support_engine import EngineProject, project, test_stages, wait_for
 
@@ -151,3 +156,36 @@ def test_with_nothing_under_way_watching_ends_at_once(project: EngineProject) ->
     code, said = project.command("status", "--watch", "--json")
     assert code == 0
     assert json.loads(said)["targets"][0]["last"]["phase"] == "done"
+
+
+def test_gates_are_shown_as_they_were_asked_last(project: EngineProject) -> None:
+    gated(project, "1.0.0", approval="").apply()
+    passed = Verdict(gate="slow", outcome=Outcome.PASS, message="slow requests: 1 %", metric="slow")
+    unknown = Verdict(gate="slow", outcome=Outcome.INCONCLUSIVE, message="nothing is known yet")
+    samples = Verdict(gate="samples", outcome=Outcome.INCONCLUSIVE, message="no request")
+    error_rate = Verdict(gate="error_rate", outcome=Outcome.PASS, message="0 %")
+    with Journal(project.state / "journal.db") as journal:
+        run = journal.runs(limit=1)[0].id
+        for verdict in (samples, error_rate, unknown, error_rate, passed):
+            journal.record_verdict(run, "d", verdict, 0.0)
+    [found] = operations.status(project.root / "spec.yaml")
+    assert found.verdicts == (error_rate, passed)
+
+
+def test_on_a_terminal_what_is_amiss_comes_first_and_digests_are_left_out(project: EngineProject) -> None:
+    gated(project, "1.0.0", approval="").apply()
+    [found] = operations.status(project.root / "spec.yaml")
+    serving = found.serving[0].model_copy(update={"details": {"artifact": "a" * 64, "traffic": "90 %"}})
+    verdicts = (
+        Verdict(gate="error_rate", outcome=Outcome.PASS, message="0 % of 96 requests failed"),
+        Verdict(gate="latency.p95", outcome=Outcome.FAIL, message="latency.p95 is too large\x1b[2J"),
+    )
+    console = Console(file=io.StringIO(), width=90)
+    console.print(*screen(found._replace(serving=(serving,), verdicts=verdicts), "12:00:00"))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert re.fullmatch(r"12:00:00  d on shelf: release of 1\.0\.0 \(\w{12}\) done", lines[0])
+    assert re.fullmatch(r"  demo 1\.0\.0 \(\w{12}\) healthy  traffic=90 %", lines[2])
+    assert lines[3:] == [
+        "  fail latency.p95 is too large",
+        "  pass error_rate  0 % of 96 requests failed",
+    ]

@@ -9,10 +9,16 @@ from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 from shipctl.cli.documents.every import EVERY_DOCUMENT
+from shipctl.release.budget import worst_case
+from shipctl.release.measuring import query_seconds
+from shipctl.release.stage import StrategyStage
+from shipctl.spec import load_spec
+from shipctl.stages.registry import Registry
 from shipctl.testing.fixtures import SampleProject
 from support_cli import SPEC, Call, install
 
 SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
+RELEASES = [path for path in SPECS if path.stem.partition("-")[2] in {"canary", "bluegreen", "ab", "shadow"}]
 
 
 @pytest.fixture
@@ -81,3 +87,14 @@ def test_unknown_document_lists_those_there_are(project: SampleProject, call: Ca
     assert call("schema", "--of", "plans").stderr == (
         f"error: there is no schema of 'plans'; there is one of spec, {', '.join(EVERY_DOCUMENT)}\n"
     )
+
+
+@pytest.mark.parametrize("path", RELEASES, ids=lambda path: path.name)
+def test_every_example_of_a_release_goes_back_in_time(path: Path) -> None:
+    spec = load_spec(path).spec
+    [stage] = [item for item in spec.stages if item.id == "release"]
+    plugin = Registry().load(stage.uses)
+    assert issubclass(plugin, StrategyStage)
+    strategy = plugin(plugin.options_model.model_validate(stage.options)).strategy()
+    back = worst_case(strategy, query_timeout=query_seconds(strategy))
+    assert back.seconds <= float(spec.budget.rollback or 60), back.arithmetic

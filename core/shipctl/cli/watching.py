@@ -12,9 +12,16 @@ from shipctl.cli.output import Output
 from shipctl.cli.registering import clean
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from shipctl.engine.operations import TargetStatus
+    from shipctl.stages.verdicts import Verdict
 
 Look = Callable[[], "list[TargetStatus]"]
+
+_SHORT = 40
+"""Characters: one word that is longer is a digest or a path, which `status` shows."""
+_STYLES = {"pass": "green", "inconclusive": "yellow", "error": "red", "fail": "red"}
 
 
 def watch(look: Look, interval: float, output: Output) -> list[TargetStatus]:
@@ -38,9 +45,8 @@ def _lines(look: Look, interval: float, output: Output) -> list[TargetStatus]:
 
 
 def _live(look: Look, interval: float) -> list[TargetStatus]:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
-    from rich.text import Text
 
     console = Console(no_color=not colored(sys.stdout, plain=False))
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -48,21 +54,68 @@ def _live(look: Look, interval: float) -> list[TargetStatus]:
             found = look()
             if not any(item.under_way for item in found):
                 return found
-            lines = [line for item in found for _, line in _facts(item)]
-            live.update(Text("\n".join([time.strftime("%H:%M:%S"), *lines]), no_wrap=True), refresh=True)
+            now = time.strftime("%H:%M:%S")
+            live.update(Group(*(part for item in found for part in screen(item, now))), refresh=True)
             time.sleep(interval)
+
+
+def screen(found: TargetStatus, now: str) -> Iterator[RenderableType]:
+    """Yield what the terminal shows of one target, the most important first: what does not fit is cut at the end."""
+    from rich.table import Table
+    from rich.text import Text
+
+    record = found.record
+    if record is not None:
+        head = Text(f"{now}  {_place(found)}: {_what(found)} ")
+        head.append(str(record.phase), style="bold")
+        yield head
+        yield _indented(Text(clean(record.message)))
+    if found.problem is not None:
+        yield _indented(Text(f"cannot be asked: {clean(found.problem)}", style="red"))
+    for item in found.serving:
+        line = Text(f"{item.name} {item.version} ({item.revision[:12]}) ")
+        line.append(*(("healthy", "green") if item.healthy else ("does not answer", "red")))
+        for name, value in item.details.items():
+            if len(value) <= _SHORT or " " in value:
+                line.append(f"  {name}={clean(value)}")
+        yield _indented(line)
+    table = Table.grid(padding=(0, 1))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    worst_first = sorted(found.verdicts, key=lambda item: -item.outcome.badness)
+    for verdict in worst_first:
+        outcome = str(verdict.outcome)
+        message = clean(verdict.message).removeprefix(f"{clean(verdict.gate)} ")
+        table.add_row(Text(outcome, style=_STYLES[outcome]), Text(clean(verdict.gate)), Text(message))
+    if worst_first:
+        yield _indented(table)
+
+
+def _indented(part: RenderableType) -> RenderableType:
+    from rich.padding import Padding
+
+    return Padding(part, (0, 0, 0, 2))
+
+
+def _place(found: TargetStatus) -> str:
+    return f"{found.stage} on {found.target}{f' in {found.environment}' if found.environment else ''}"
+
+
+def _what(found: TargetStatus) -> str:
+    """Name the release that was begun last."""
+    record = found.record
+    if record is None:
+        return "nothing"
+    what = "rollback to" if record.intent == "rollback" else "release of"
+    return f"{what} {record.version} ({record.revision[:12]})"
 
 
 def _facts(found: TargetStatus) -> Iterator[tuple[str, str]]:
     """Yield what can change, each with a name that stays: the phase, what serves and how, what gates said."""
-    place = f"{found.stage} on {found.target}{f' in {found.environment}' if found.environment else ''}"
-    record = found.record
+    place, record = _place(found), found.record
     if record is not None:
-        what = "rollback to" if record.intent == "rollback" else "release of"
-        yield (
-            f"{found.stage} phase",
-            f"{place}: {what} {record.version} ({record.revision[:12]}) {record.phase}: {clean(record.message)}",
-        )
+        yield f"{found.stage} phase", f"{place}: {_what(found)} {record.phase}: {clean(record.message)}"
     if found.problem is not None:
         yield f"{found.stage} problem", f"{place}: cannot be asked: {clean(found.problem)}"
     for item in found.serving:
@@ -71,5 +124,8 @@ def _facts(found: TargetStatus) -> Iterator[tuple[str, str]]:
         key = f"{found.stage} serving {item.name} {item.revision}"
         yield key, f"{place}: {item.name} {item.version} ({item.revision[:12]}) {health}{details}"
     for verdict in found.verdicts:
-        line = f"{place}: {verdict.gate} {verdict.outcome}: {clean(verdict.message)}"
-        yield f"{found.stage} gate {verdict.gate} {verdict.metric}", line
+        yield f"{found.stage} gate {verdict.gate} {verdict.metric}", f"{place}: {_said(verdict)}"
+
+
+def _said(verdict: Verdict) -> str:
+    return f"{verdict.gate} {verdict.outcome}: {clean(verdict.message)}"

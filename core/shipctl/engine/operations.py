@@ -45,7 +45,7 @@ class TargetStatus(NamedTuple):
     problem: str | None
     """Why the target could not be asked."""
     verdicts: tuple[Verdict, ...] = ()
-    """The newest answer of each gate in the last release."""
+    """What the gates of the last release said when they were asked last."""
 
     @property
     def under_way(self) -> bool:
@@ -107,20 +107,30 @@ def _status(pipeline: Pipeline, node: Node, release: Release) -> TargetStatus:
 
 
 def _verdicts(pipeline: Pipeline, node: Node, record: ReleaseRecord) -> tuple[Verdict, ...]:
-    """Return the newest answer of each gate, from the run that drove the release last."""
+    """Return what the gates said last, from the run that drove the release last."""
     if not pipeline.project.journal.exists():
         return ()
     with Journal(pipeline.project.journal) as journal:
         newest = [row.id for row in journal.runs(limit=1, pipeline=pipeline.name)]
         for run in dict.fromkeys([*newest, record.run]):
-            found = {
-                (verdict.gate, verdict.metric): verdict
-                for name, verdict in journal.verdicts(run)
-                if name == node.id
-            }
-            if found:
-                return tuple(found.values())
+            said = [verdict for name, verdict in journal.verdicts(run) if name == node.id]
+            if said:
+                return _newest(said)
     return ()
+
+
+def _newest(said: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return what was said together last: a gate that is heard of no more has no newest answer.
+
+    A gate may have several metrics, one after the other; what comes up again was said before.
+    """
+    found: list[Verdict] = []
+    for verdict in reversed(said):
+        known = [item.metric for item in found if item.gate == verdict.gate]
+        if known and (found[-1].gate != verdict.gate or verdict.metric in known):
+            break
+        found.append(verdict)
+    return tuple(reversed(found))
 
 
 def history(

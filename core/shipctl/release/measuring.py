@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from shipctl.records import Record
@@ -49,11 +50,23 @@ def query_seconds(strategy: Strategy) -> float:
     return sum(QUICK if limit is None else float(limit) for limit in limits)
 
 
+def _load(strategy: Strategy, percent: float, traffic: float | None) -> str:
+    """Say how much a shadow asks both revisions beside what users do, and for how long at least."""
+    options = strategy.shadow or ShadowOptions()
+    asked = f"{percent:g} % of the requests are asked of both revisions once more"
+    if not traffic:
+        return f"{asked}; {options.comparisons:,} answers are compared before there is a verdict"
+    rate = traffic * percent / 100
+    return f"{asked}: {rate:g}/s each at {traffic:g}/s; {options.comparisons:,} answers take {options.comparisons / rate:.0f} s"
+
+
 def plan_lines(strategy: Strategy, ctx: ReleaseContext, traffic: float | None) -> list[str]:
     """Say, a line each, what can be noticed with the traffic that is expected."""
     options = strategy.analysis
     if options is None:
         return ["nothing is measured on the way: `analysis` is null"]
+    if strategy.mirror is not None:
+        return [_load(strategy, strategy.mirror, traffic)]
     weights: list[int] = []
     pauses: list[float] = []
     for step in strategy.steps:
@@ -91,6 +104,8 @@ class Measuring:
             project=ctx.base,
         )
         self._open: dict[str, MetricProvider] = {}
+        self.renew: Callable[[], object] = lambda: None
+        """Called before each query, which may take as long as a good part of the lease."""
 
     @property
     def block(self) -> float:
@@ -139,6 +154,7 @@ class Measuring:
         key = reference.model_dump_json()
         if key not in self._open:
             self._open[key] = open_provider(reference, self._context)
+        self.renew()
         return self._open[key].query(revision, *window)
 
 

@@ -21,6 +21,7 @@ from shipctl.release.target import (
     Candidate,
     Capability,
     Preflight,
+    StaleEpochError,
     Target,
 )
 from shipctl.release.targets import open_target, target_class, target_name
@@ -126,7 +127,8 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         lines.append(f"back on the stable revision within {way.seconds:g} s at worst: {way.arithmetic}")
         if Capability.WATCHDOG not in target.capabilities:
             lines.append("this target has no watchdog: if shipctl dies, traffic stays where it is")
-        return [*lines, *measuring.plan_lines(strategy, ctx, self.options.traffic)]
+        replayed = self.options.replay.rate if self.options.replay is not None else None
+        return [*lines, *measuring.plan_lines(strategy, ctx, self.options.traffic or replayed)]
 
     # -- looking --------------------------------------------------------------------------------------------
 
@@ -206,6 +208,13 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
             if run.epoch:  # we had it, slept, and somebody else has taken over
                 raise StageError(str(exc)) from exc
             return str(exc)
+        if run.epoch and epoch != run.epoch:
+            run.target.release(epoch)
+            message = (
+                f"this process stood still for longer than its lease of {LEASE_SECONDS:g} s, and the target was taken "
+                "over meanwhile. It does nothing more; look with `shipctl status`, and apply again to go on"
+            )
+            raise StaleEpochError(message)
         run.epoch = epoch
         return None
 
@@ -224,6 +233,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         if decision.phase.is_final or (decision.phase is Phase.PAUSED and decision.requeue == 0):
             self._replay(run, on=False)
             run.target.release(run.epoch)
+            run.epoch = 0  # whoever goes on from a pause takes it anew
         step = Step(
             phase=decision.phase,
             message=decision.message,
@@ -241,6 +251,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         """Ask the providers and judge. What cannot be asked is an error, and never a pass."""
         if run.measuring is None:
             run.measuring = measuring.measuring(strategy, run.target, run.candidate, ctx)
+            run.measuring.renew = lambda: run.target.acquire(own_name())
         self._replay(run, on=True)
         try:
             return run.measuring.measure(state, facts.observation, facts.now)

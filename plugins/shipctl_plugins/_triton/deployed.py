@@ -133,6 +133,7 @@ class Deployed:
             servers = group.servers()
             details["replicas"] = f"{seen.ready} of {seen.wanted} ready" if seen else "none"
             details["traffic"] = f"{weight} %"
+            details |= self._beside(stable.revision)
             details["pids"] = ", ".join(str(server.record.pid) for server in servers)
             details["logs"] = str(group.folder)
             if seen and seen.problem:
@@ -147,6 +148,17 @@ class Deployed:
             details=details,
         )
         return [serving]
+
+    def _beside(self, stable: str) -> dict[str, str]:
+        """Return what a release has put beside the stable revision, a line each."""
+        seen = self.observe()
+        others = [(revision, item) for revision, item in seen.replicas.items() if revision != stable]
+        lines = [
+            f"{item.version} ({revision[:12]}): {item.ready} of {item.wanted} ready, "
+            f"{seen.traffic.weight(revision)} % of the traffic"
+            for revision, item in others
+        ]
+        return {"beside it": "; ".join(lines)} if lines else {}
 
     def room(self, files: int | None = None) -> Room:
         """Return whether there is room for a candidate of ``files`` bytes (None: as large as the last one)."""

@@ -319,6 +319,21 @@ def test_server_that_says_ready_and_does_not_answer_is_not_ready(
     assert serving.details["problem"] == "replica 2 does not answer as it did in the preflight"
 
 
+def test_status_tells_what_a_release_has_put_beside_what_serves(
+    open_local: Open, candidate: MakeCandidate
+) -> None:
+    local, one, two = open_local(replicas=2), candidate("one"), candidate("two", "1.1.0")
+    epoch = release(local, one)
+    assert "beside it" not in local.status()[0].details
+    local.apply(Prepare(), two, epoch)
+    await_ready(local, two.revision)
+    weights = {one.revision: 90, two.revision: 10}
+    local.apply(Shift(traffic=Traffic(weights=weights, fallback=one.revision)), two, epoch)
+    details = local.status()[0].details
+    assert details["traffic"] == "90 %"
+    assert details["beside it"] == f"1.1.0 ({two.revision[:12]}): 2 of 2 ready, 10 % of the traffic"
+
+
 def test_server_that_the_door_finds_unhealthy_is_not_ready(
     open_local: Open, candidate: MakeCandidate
 ) -> None:
