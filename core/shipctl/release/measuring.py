@@ -57,7 +57,8 @@ def _load(strategy: Strategy, percent: float, traffic: float | None) -> str:
     if not traffic:
         return f"{asked}; {options.comparisons:,} answers are compared before there is a verdict"
     rate = traffic * percent / 100
-    return f"{asked}: {rate:g}/s each at {traffic:g}/s; {options.comparisons:,} answers take {options.comparisons / rate:.0f} s"
+    seconds = options.comparisons / rate
+    return f"{asked}: {rate:g}/s each at {traffic:g}/s; {options.comparisons:,} answers take {seconds:.0f} s"
 
 
 def plan_lines(strategy: Strategy, ctx: ReleaseContext, traffic: float | None) -> list[str]:
