@@ -11,8 +11,6 @@ from pydantic import Field
 from shipctl.records import Record
 from shipctl.release.traffic import Traffic
 
-ROUTER_GROUP = "shipctl.routers"
-
 
 class Backend(Record):
     """One replica as the router reaches it."""
