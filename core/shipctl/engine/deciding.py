@@ -66,6 +66,13 @@ class _Desk:
             and stage in {None, item.plan.stage}
         ]
 
+    def lasts(self, request: Request) -> float | None:
+        """Return for how many seconds an approval holds, as the spec says today; None for as long as it says itself."""
+        approval = next(
+            (item.approval for item in self.loaded.spec.stages if item.id == request.plan.stage), None
+        )
+        return float(approval.expires) if approval is not None and approval.expires is not None else None
+
     def log(self, request: Request) -> ApprovalLog:
         return ApprovalLog(self.objects, request.plan.digest, heads=self.project.heads())
 
@@ -86,12 +93,14 @@ def waiting(
         found = []
         for request in desk.requests(environment, stage):
             entries = desk.log(request).entries()
-            now = time.time()
+            lasts, now = desk.lasts(request), time.time()
             found.append(
                 Pending(
                     request,
                     {
-                        what: standing(entries, request.plan, what, desk.policy, request.roles, now=now)
+                        what: standing(
+                            entries, request.plan, what, desk.policy, request.roles, lasts=lasts, now=now
+                        )
                         for what in request.asks
                     },
                 )

@@ -26,6 +26,7 @@ from shipctl.errors import (
     StoreError,
 )
 from shipctl.release.records import FileRecords, Records, ReleaseRecord
+from shipctl.release.target import StaleEpochError
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Phase, ReleaseStage, StageInputs, Step
 from shipctl.stages.context import ReleaseContext
@@ -190,6 +191,8 @@ class Driver:
             try:
                 state, step = act(state, inputs, context)
                 attempts = 0
+            except StaleEpochError as exc:  # whoever has the target now decides
+                raise LockedError(str(exc)) from exc
             except Exception as exc:  # any failure of a step means the same: go back
                 if self._run.stop.is_set():  # but not one that comes of being interrupted
                     raise self._interrupted(record) from exc

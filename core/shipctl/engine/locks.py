@@ -15,6 +15,7 @@ from shipctl.errors import LockedError
 from shipctl.store.log import Actor
 
 _POLL = 0.1
+_RELEASING = ("apply", "promote", "rollback")
 
 
 @contextmanager
@@ -35,7 +36,10 @@ def project_lock(path: Path, command: str, timeout: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    message = f"{_owner(path)}; wait for it with `--lock-timeout 10m`"
+                    held = _owner(path)
+                    message = f"{held}; wait for it with `--lock-timeout 10m`"
+                    if any(f"`shipctl {name} " in held for name in _RELEASING):
+                        message += ", or end the release that it drives with `shipctl abort`"
                     raise LockedError(message) from None
                 time.sleep(_POLL)
         owner = {

@@ -198,7 +198,8 @@ def _step(annotation: Any, key: str | int) -> list[Any]:
         fields = {
             field.alias or name: field for model in models for name, field in model.model_fields.items()
         }
-        return [fields[str(key)].annotation] if key in fields else models
+        named = [model for model in models if model.__name__ == key]
+        return [fields[str(key)].annotation] if key in fields else named or models
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return [inner for arm in arguments for inner in _step(arm, key)]

@@ -39,6 +39,17 @@ class AbTestOptions(StrategyOptions):
             if segment.revision not in {None, "stable", "candidate"}:
                 message = f"segment {segment.name}: revision is stable, candidate, or left out, not {segment.revision}"
                 raise ValueError(message)
+        if not self.duration:
+            message = f"duration is {self.duration}, so the test would be over at once; write one such as 1h"
+            raise ValueError(message)
+        goals = [
+            "latency",
+            "error_rate",
+            *(metric.name for metric in (self.analysis or AnalysisOptions()).metrics),
+        ]
+        if self.test.goal not in goals:
+            message = f"test.goal {self.test.goal!r} is not measured; there are {', '.join(goals)}"
+            raise ValueError(message)
         return self
 
     def strategy(self) -> Strategy:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import model_validator
 
 from shipctl.release.options import StrategyOptions
 from shipctl.release.stage import StrategyStage
@@ -23,6 +25,14 @@ class ShadowStageOptions(StrategyOptions):
     promote: bool = Bound(
         False, description="Whether the new version takes over if its answers agree; else it is stopped."
     )
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.percent or not self.duration:
+            name = "duration" if self.percent else "percent"
+            message = f"{name} is {getattr(self, name)}, so nothing would be compared; leave it out, or use bluegreen"
+            raise ValueError(message)
+        return self
 
     def strategy(self) -> Strategy:
         """Return how a release with these options goes."""

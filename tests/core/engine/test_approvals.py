@@ -16,6 +16,7 @@ from shipctl.engine import approvals, deciding, driving, operations
 from shipctl.errors import GateError, SpecError
 from shipctl.evidence.approvals import ApprovalLog, Statement
 from shipctl.release.records import FileRecords
+from shipctl.release.target import StaleEpochError
 from shipctl.spec.models import StoreSpec
 from shipctl.store.objects import open_store
 from support_approvals import BOB, Become, actions, approve, audited, be, forged, gated, governed, rollback
@@ -346,6 +347,9 @@ def test_an_expired_approval_ends_with_5_and_says_when(project: EngineProject, b
     approve(project, expires=1.0 if by == "approver" else None)
     be("ada")
     time.sleep(1.1)
+    [listed] = deciding.waiting(project.path)
+    said = listed.standing["release"]
+    assert (said.approved, said.expired is not None) == (None, True), "as `approve --list` shows it"
     run = project.apply()
     assert (run.code, run.statuses["d"], serving(project)) == (5, "waiting", None)
     assert re.search(
@@ -503,6 +507,30 @@ def test_a_process_whose_release_was_taken_over_stops_at_once(
     assert run.messages["d"].startswith(
         "another process has taken over what d releases on shelf while this one drove 1.0.0: it is preflight by run "
         "other now. This one stops here and touches nothing more"
+    )
+
+
+def test_a_process_whose_target_was_taken_over_takes_no_step_back_either(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shipctl_test_stages.file_deploy import FileDeploy
+
+    gated(project, approval="")
+    step = FileDeploy.step
+
+    def overtaken(self: FileDeploy, *arguments: Any) -> Any:
+        state, done = step(self, *arguments)
+        if done.phase is Phase.SHIFTING:
+            message = "the watchdog has the target"
+            raise StaleEpochError(message)
+        return state, done
+
+    monkeypatch.setattr(FileDeploy, "step", overtaken)
+    run = project.apply()
+    assert (run.code, run.phases, run.messages["d"]) == (
+        8,
+        ["preparing", "preflight"],
+        "the watchdog has the target",
     )
 
 

@@ -23,7 +23,8 @@ def test_the_second_apply_is_told_who_and_since_when(project: EngineProject) -> 
     line = next(line for line in said.splitlines() if "locked" in line)
     assert re.fullmatch(
         rf"error: locked by \S+@\S+ \(process {first.pid}, `shipctl apply spec.yaml`\) "
-        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d; wait for it with `--lock-timeout 10m`",
+        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d; wait for it with `--lock-timeout 10m`, "
+        r"or end the release that it drives with `shipctl abort`",
         line,
     ), line
 

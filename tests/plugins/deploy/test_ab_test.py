@@ -57,3 +57,27 @@ def test_two_segments_of_one_name_are_refused() -> None:
     segment = {"name": "staff", "header": "x-team", "values": ["ml"]}
     with pytest.raises(ValidationError, match="two segments have the same name: staff, staff"):
         AbTestOptions.model_validate({"segments": [segment, segment]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"duration": "0s"}, "duration is 0s, so the test would be over at once; write one such as 1h"),
+        (
+            {"test": {"goal": "latencyy"}},
+            "test.goal 'latencyy' is not measured; there are latency, error_rate",
+        ),
+        (
+            {"test": {"minimumEffect": "0%"}},
+            "a minimumEffect of 0% is never excluded, so the test would not end",
+        ),
+        ({"sticky": {"kind": "header", "name": "x y:\r\nz"}}, "is not the name of a header or a cookie"),
+        (
+            {"segments": [{"name": "a", "header": ":path", "values": ["y"]}]},
+            "':path' is not the name of a header or a cookie; write one such as x-user-id",
+        ),
+    ],
+)
+def test_a_test_that_could_not_be_run_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AbTestOptions.model_validate(options)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from shipctl.errors import SpecError
+from shipctl.release.references import validated
+from shipctl.release.target import StaleEpochError
 from shipctl.stages.base import Phase
 from shipctl.stages.verdicts import Outcome
 from shipctl_plugins.deploy.canary import Canary, CanaryOptions
@@ -99,11 +102,18 @@ def test_a_pause_without_an_end_waits_with_the_stable_version_serving(
     assert release.run().phase is Phase.DONE, release.steps[-3:]
 
 
-def test_the_watchdog_is_noticed(serving: Serve, start_release: StartRelease) -> None:
+def test_after_the_watchdog_another_process_goes_on_and_this_one_does_not(
+    serving: Serve, start_release: StartRelease
+) -> None:
     serving()
     release = start_release(Canary, "2.0.0", steps=STEPS)
     release.run(until=lambda step: step.phase is Phase.ANALYSING)
     release.world.take_over()
+    acts, options = list(release.world.acts), release.stage.options
+    with pytest.raises(StaleEpochError, match="this process stood still for longer than its lease of 15 s"):
+        release.stage.step(release.state, release.inputs, release.context)
+    assert release.world.acts == acts
+    release.stage = Canary(options)
     assert release.run().phase is Phase.DONE, release.steps[-3:]
     assert release.world.acts.count("shift 1.0.0:95 2.0.0:5") == 2
 
@@ -119,3 +129,64 @@ def test_the_watchdog_is_noticed(serving: Serve, start_release: StartRelease) ->
 def test_steps_that_make_no_sense_are_refused(steps: list[object], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         CanaryOptions.model_validate({"steps": steps})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"steps": [{"setWeight": -5}]},
+            "canary: with.steps[0].setWeight must be greater than or equal to 0, not -5; correct it",
+        ),
+        (
+            {"steps": [{"setWeight": 5}, {"pause": {"duration": "-1s"}}]},
+            "canary: '-1s' is not a duration; write a number with ns, us, ms, s, m, h or d, such as 30s",
+        ),
+        (
+            {"steps": [{"setWeight": 5, "pause": {}}]},
+            "canary: 'setWeight' is not known in with.steps[0]; it takes pause",
+        ),
+        (
+            {"steps": [{"setWeight": 5}, "pause"]},
+            "canary: with.steps[1] must be a mapping, not 'pause'; correct it",
+        ),
+        (
+            {"analysis": {"interval": "0s"}},
+            "canary: analysis.interval is 0s, in which there is nothing to measure; write one such as 15s",
+        ),
+        (
+            {"analysis": {"confidence": "100%"}},
+            "canary: a confidence of 100% cannot be had; write one from 50% to less than 100%, such as 95%",
+        ),
+        (
+            {"analysis": {"errorTolerance": "5%"}},
+            "canary: errorTolerance (5%) is above errorLimit (1%): what would fail could also pass; raise errorLimit",
+        ),
+        (
+            {"analysis": {"metrics": [{"name": "x", "provider": "webhook", "min": 5, "max": 1}]}},
+            "canary: metric x: min 5 is above max 1, so nothing passes",
+        ),
+        (
+            {"analysis": {"metrics": [{"name": "x", "provider": "webhook", "max": 1}] * 2}},
+            "canary: two metrics have the same name: x",
+        ),
+        (
+            {"analysis": {"metrics": [{"name": "x", "provider": "webhook", "max": float("nan")}]}},
+            "canary: with.analysis.metrics[0].max must be a finite number, not nan; correct it",
+        ),
+        (
+            {"replay": {"rate": "0/s"}},
+            "canary: a replay of 0/s sends nothing; leave `replay` out, or write a rate such as 20/s",
+        ),
+        (
+            {"progressDeadline": "0s"},
+            "canary: progressDeadline is 0s, in which no replica can be ready; write one such as 10m",
+        ),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_with_one_sentence(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpecError) as error:
+        validated(CanaryOptions, options, "canary")
+    assert str(error.value) == message

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+from pydantic import ValidationError
+
 from shipctl.release.target import Capability
 from shipctl.stages.base import Phase
-from shipctl_plugins.deploy.shadow import Shadow
+from shipctl_plugins.deploy.shadow import Shadow, ShadowStageOptions
 from support_strategy import Serve, StartRelease
 
 
@@ -34,3 +37,15 @@ def test_a_first_version_has_nothing_to_be_compared_with(start_release: StartRel
 
 def test_it_needs_a_target_that_can_copy_requests() -> None:
     assert Capability.MIRROR in Shadow.needs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"percent": "0%"}, "percent is 0%, so nothing would be compared; leave it out, or use bluegreen"),
+        ({"duration": "0s"}, "duration is 0s, so nothing would be compared; leave it out, or use bluegreen"),
+    ],
+)
+def test_a_shadow_of_nothing_is_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ShadowStageOptions.model_validate(options)

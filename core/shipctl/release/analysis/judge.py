@@ -124,6 +124,13 @@ def _samples(
         outcome, message = Outcome.ERROR, "; ".join(faults)
     elif candidate.requests and candidate.errors == candidate.requests >= options.minSamples:
         outcome, message = Outcome.FAIL, f"all {candidate.requests:,} requests to the candidate failed"
+    elif stable is not None and _refuses(candidate, stable) and candidate.requests >= options.minSamples:
+        outcome = Outcome.FAIL
+        message = (
+            f"the candidate answered none of {candidate.requests:,} requests, and the stable revision "
+            f"{len(stable.durations or ()):,} of {stable.requests:,} at the same time: it refuses what clients send; "
+            "see whether its inputs have changed"
+        )
     elif not candidate.requests:
         message = "no request reached the candidate; send some, or let `replay` do it"
     elif seen < options.minSamples:
@@ -137,6 +144,14 @@ def _samples(
     else:
         outcome, message = Outcome.PASS, f"{seen:,} requests to the candidate"
     return Verdict(gate="samples", outcome=outcome, message=message, metric="requests", value=float(seen))
+
+
+def _refuses(candidate: Samples, stable: Samples) -> bool:
+    """Whether one revision answers and the other does not.
+
+    A refusal is no error of a server, since clients do send nonsense; but both would get the same share of that.
+    """
+    return candidate.durations is not None and not candidate.durations and bool(stable.durations)
 
 
 def _idle_replica(samples: Samples) -> str | None:
@@ -308,9 +323,10 @@ def _compared(
 
 
 def _between(bounds: Bounds) -> str:
-    if not math.isfinite(bounds.upper):
+    least, upper = max(bounds.least, -1.0), min(bounds.upper, 1.0)  # shares differ by no more
+    if not math.isfinite(bounds.upper) or upper - least >= 2:  # noqa: PLR2004
         return "nothing is known yet"
-    return f"between {points(bounds.least)} and {points(bounds.upper)}"
+    return f"between {points(least)} and {points(upper)}"
 
 
 def _extra(metric: Metric, samples: Samples | None) -> list[Verdict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -279,6 +280,28 @@ def test_few_blocks_decide_nothing(block: float, outcome: Outcome) -> None:
     other = samples("stable", durations=usual(1900))
     _, measurement = judge(OPTIONS, {}, AnalysisState(), stable=other, candidate=own, block=block)
     assert outcomes(measurement)[SLOW] is outcome
+
+
+def test_shares_are_said_to_differ_by_no_more_than_shares_can() -> None:
+    few = AnalysisOptions(minSamples=1)
+    words = [
+        item.message
+        for count in (3, 20, 100, 400)
+        for item in once(
+            samples(durations=steady(count)),
+            samples("stable", durations=steady(count)),
+            slo={},
+            options=few,
+            block=0.25,
+        ).verdicts
+    ]
+    bounds = [
+        float(number)
+        for text in words
+        for number in re.findall(r"(?:between|and) ([+-][\d.]+) points?", text)
+    ]
+    assert bounds
+    assert all(-100 <= bound <= 100 for bound in bounds), words
 
 
 def test_few_requests_decide_nothing() -> None:
