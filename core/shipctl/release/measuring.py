@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from shipctl.errors import SpecError
 from shipctl.records import Record
 from shipctl.release.analysis import AbState, AnalysisState, Values, judge, judge_ab
 from shipctl.release.analysis import plan_lines as lines_of_analysis
@@ -16,7 +17,7 @@ from shipctl.release.providers import check_provider, open_provider, provider_cl
 from shipctl.release.references import Reference
 from shipctl.release.rollout import Measurement, RolloutState
 from shipctl.release.strategy import AbOptions, AnalysisOptions, SetWeight, ShadowOptions, Strategy
-from shipctl.release.target import Candidate, Observation, Target
+from shipctl.release.target import LEASE_SECONDS, Candidate, Observation, Target
 from shipctl.stages.context import CheckContext, ReleaseContext
 
 LAG = 1.0
@@ -27,6 +28,10 @@ QUICK = 1.0
 """Seconds that a provider without a time limit takes at most: it reads what is on this machine."""
 
 
+LONGEST = LEASE_SECONDS - 3.0
+"""Seconds that one query may take: the lease is renewed before each."""
+
+
 def check(strategy: Strategy, ctx: CheckContext) -> None:
     """Prove that every number which is to decide can be had.
 
@@ -35,19 +40,26 @@ def check(strategy: Strategy, ctx: CheckContext) -> None:
     options = strategy.analysis
     if options is None:
         return
-    check_provider(options.provider, ctx)
-    for metric in options.metrics:
-        check_provider(metric.provider, ctx)
+    for provider in (options.provider, *(metric.provider for metric in options.metrics)):
+        limit = getattr(provider_class(provider)[1], "timeout", None)
+        if limit is not None and float(limit) > LONGEST:
+            message = (
+                f"the metric provider {provider.uses} may take {float(limit):g} s to answer, and who drives a release "
+                f"has to be heard of every {LEASE_SECONDS:g} s; set its timeout to {LONGEST:g}s at most"
+            )
+            raise SpecError(message)
+        check_provider(provider, ctx)
 
 
 def query_seconds(strategy: Strategy) -> float:
-    """Return how long one measurement may take to be answered, by the time limits of its providers."""
+    """Return how long one query may take to be answered, in the mean of those of a measurement, by their limits."""
     options = strategy.analysis
     if options is None:
         return 0.0
-    asked = [options.provider, options.provider, *(metric.provider for metric in options.metrics)]
+    compared = [options.provider] if options.compare else []
+    asked = [options.provider, *compared, *(metric.provider for metric in options.metrics)]
     limits = [getattr(provider_class(provider)[1], "timeout", None) for provider in asked]
-    return sum(QUICK if limit is None else float(limit) for limit in limits)
+    return sum(QUICK if limit is None else float(limit) for limit in limits) / len(limits)
 
 
 def _load(strategy: Strategy, percent: float, traffic: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -9,6 +11,7 @@ from shipctl.errors import SpecError
 from shipctl.release.references import validated
 from shipctl.release.target import StaleEpochError
 from shipctl.stages.base import Phase
+from shipctl.stages.context import CheckContext
 from shipctl.stages.verdicts import Outcome
 from shipctl_plugins.deploy.canary import Canary, CanaryOptions
 from support_strategy import Serve, StartRelease
@@ -190,3 +193,13 @@ def test_options_that_cannot_be_meant_are_refused_with_one_sentence(
     with pytest.raises(SpecError) as error:
         validated(CanaryOptions, options, "canary")
     assert str(error.value) == message
+
+
+def test_a_provider_that_may_outlast_the_lease_is_refused(world: object, tmp_path: Path) -> None:
+    slow = {"uses": "webhook", "with": {"url": "http://127.0.0.1:1/", "timeout": "20s"}}
+    metrics = [{"name": "errors", "max": 1, "provider": slow}]
+    options = CanaryOptions.model_validate(
+        {"target": "memory", "analysis": {"provider": "memory", "metrics": metrics}}
+    )
+    with pytest.raises(SpecError, match=r"webhook may take 20 s to answer.*set its timeout to 12s at most"):
+        Canary(options).check(CheckContext(project=tmp_path, pipeline="m"))

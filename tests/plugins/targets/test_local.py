@@ -560,8 +560,7 @@ def test_replicas_whose_ports_were_taken_are_told_to_the_door(
     kill(group(local, 1).servers()[0])
     door.die()
     (backend,) = group(local, 1).backends()
-    with socket.socket() as somebody:
-        somebody.bind(("127.0.0.1", int(backend.http.rpartition(":")[2])))
+    with socket.create_server(("127.0.0.1", int(backend.http.rpartition(":")[2]))):
         local.acquire("test")
     (moved,) = door.get().backends[one.revision]
     assert isinstance(moved, Backend)
