@@ -17,6 +17,8 @@ from shipctl.stages.verdicts import Outcome, Verdict
 from support_approvals import Become, be, gated
 from support_engine import EngineProject, project, test_stages, wait_for
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["be", "project", "test_stages"]
 
 

@@ -37,6 +37,8 @@ from shipctl.testing.routers import RouterConformance
 from shipctl.testing.samples import SIGNATURE
 from shipctl.testing.targets import TargetConformance
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = "a" * 64, "b" * 64
 
 

@@ -20,6 +20,8 @@ from shipctl_plugins._envoy.config import Table, routes_response
 from shipctl_plugins.metrics.access_log import AccessLog, AccessLogOptions
 from support_metrics import CANDIDATE, STABLE
 
+pytestmark = pytest.mark.slow
+
 NOW = 1_700_000_000.0
 STABLE_HOST, CANDIDATE_HOST = "127.0.0.1:8000", "127.0.0.1:8100"
 

@@ -25,6 +25,8 @@ from shipctl_plugins._triton.server import TritonServer
 from shipctl_plugins.metrics.triton_metrics import FAILURE, SUCCESS, Look, Looks, TritonMetrics, TritonOptions
 from support_metrics import CANDIDATE, STABLE, Asked, Web, elapsed, serving
 
+pytestmark = pytest.mark.slow
+
 DURATION, QUEUE = "nv_inference_request_duration_us", "nv_inference_queue_duration_us"
 
 

@@ -18,6 +18,8 @@ from shipctl.testing.metrics import MetricProviderConformance
 from shipctl_plugins.metrics.webhook import Webhook, WebhookOptions
 from support_metrics import CANDIDATE, Asked, Web, elapsed
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "kUsh4-token/secret"
 GOOD = {"requests": 3, "errors": 1, "durations": [0.1, 0.2], "times": [1.5, 1.75], "coverage": 0.5}
 

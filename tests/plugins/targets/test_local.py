@@ -43,6 +43,8 @@ from shipctl_plugins._triton.server import TritonServer
 from shipctl_plugins._triton.single_server import single_server
 from shipctl_plugins.targets.local import Local, LocalOptions
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Local]
 MakeCandidate = Callable[..., Candidate]
 
@@ -551,6 +553,17 @@ def test_machine_that_was_switched_off_serves_again_where_it_did(
     assert again.status()[0].healthy
 
 
+def taken(port: int) -> socket.socket:
+    """Listen on a port as soon as the one that was killed has let go of it."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < deadline, f"{port} stays taken"
+            time.sleep(0.1)
+
+
 def test_replicas_whose_ports_were_taken_are_told_to_the_door(
     open_local: Open, candidate: MakeCandidate
 ) -> None:
@@ -560,7 +573,7 @@ def test_replicas_whose_ports_were_taken_are_told_to_the_door(
     kill(group(local, 1).servers()[0])
     door.die()
     (backend,) = group(local, 1).backends()
-    with socket.create_server(("127.0.0.1", int(backend.http.rpartition(":")[2]))):
+    with taken(int(backend.http.rpartition(":")[2])):
         local.acquire("test")
     (moved,) = door.get().backends[one.revision]
     assert isinstance(moved, Backend)
