@@ -78,8 +78,9 @@ coverage: $(DEVELOPMENT) ## The same, and tell which lines no test has run; take
 	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(DEVELOPMENT) ## Run the quick tests, six of seven: without PyTorch, Triton, S3 and an MLflow server. Under a minute.
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not triton and not torch" $(ARGS)
+test-fast: $(DEVELOPMENT) ## Run the quick tests of core, the command line and the release stages. About a minute.
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not triton and not torch" \
+		tests/core tests/cli tests/plugins/deploy $(ARGS)
 
 .PHONY: lint
 lint: $(DEVELOPMENT) ## Check style, format, types, and who imports whom.
