@@ -205,8 +205,8 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         try:
             epoch = run.target.acquire(own_name())
         except LockedError as exc:
-            if run.epoch:  # we had it, slept, and somebody else has taken over
-                raise StageError(str(exc)) from exc
+            if run.epoch:  # we had it, slept, and somebody else has it now
+                raise StaleEpochError(str(exc)) from exc
             return str(exc)
         if run.epoch and epoch != run.epoch:
             run.target.release(epoch)

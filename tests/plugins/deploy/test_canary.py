@@ -195,6 +195,21 @@ def test_options_that_cannot_be_meant_are_refused_with_one_sentence(
     assert str(error.value) == message
 
 
+def test_one_whose_lease_somebody_else_has_by_now_does_nothing(
+    serving: Serve, start_release: StartRelease
+) -> None:
+    serving()
+    release = start_release(Canary, "2.0.0", steps=STEPS)
+    release.run(until=lambda step: step.phase is Phase.ANALYSING)
+    release.world.take_over()
+    release.world.holder = "another process"
+    acts = list(release.world.acts)
+    for act in (release.stage.step, release.stage.abort):
+        with pytest.raises(StaleEpochError, match="the lease is held by another process"):
+            act(release.state, release.inputs, release.context)
+    assert release.world.acts == acts
+
+
 def test_a_provider_that_may_outlast_the_lease_is_refused(world: object, tmp_path: Path) -> None:
     slow = {"uses": "webhook", "with": {"url": "http://127.0.0.1:1/", "timeout": "20s"}}
     metrics = [{"name": "errors", "max": 1, "provider": slow}]
