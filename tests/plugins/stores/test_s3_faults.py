@@ -241,7 +241,7 @@ def test_a_download_goes_on_where_it_was_cut(
 ) -> None:
     put(store, large)
     proxy.reset()
-    proxy.fault("GET", cut_answer=70_000)
+    proxy.fault("GET", cut_answer=7_000)  # the short part too is longer than that
     received: list[int] = []
     store.download("blobs/file", tmp_path / "back", size=large.stat().st_size, moved=received.append)
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
@@ -252,7 +252,7 @@ def test_a_download_goes_on_where_it_was_cut(
     assert len(starts) == 5
     assert {0, PART, 2 * PART, 3 * PART} < set(starts)
     (again,) = set(starts) - {0, PART, 2 * PART, 3 * PART}
-    assert again % PART == 70_000
+    assert again % PART == 7_000
 
 
 def test_a_download_that_fails_leaves_no_file(
