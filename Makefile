@@ -9,7 +9,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 SPEC ?= specs/digits.yaml
 # What is installed. Without torch (`EXTRAS=cpu,optimize,triton,s3,evidence`) its stages say so, and its tests are skipped.
-EXTRAS ?= cpu,torch,optimize,triton,s3,evidence,mlflow
+EXTRAS ?= cpu,torch,optimize,triton,s3,evidence,mlflow,kubernetes
 # The first interpreter that really runs and can make environments: version managers put shims on PATH for versions
 # that are not installed, and Debian splits off the modules that venv needs.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -21,6 +21,12 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start hundreds of processes, and each would compile all of shipctl, and pytest every test, again.
 unexport PYTHONDONTWRITEBYTECODE
+
+# Where `make kube` puts a Kubernetes control plane, and the variable by which tests (like envtest's) find one.
+KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shipctl-kube
+ifneq ($(wildcard $(KUBE)/bin/kube-controller-manager),)
+export KUBEBUILDER_ASSETS ?= $(KUBE)/bin
+endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -79,8 +85,12 @@ coverage: $(DEVELOPMENT) ## The same, and tell which lines no test has run; take
 
 .PHONY: test-fast
 test-fast: $(DEVELOPMENT) ## Run the quick tests of core, the command line and the release stages. About a minute.
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not triton and not torch" \
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not triton and not torch and not cluster" \
 		tests/core tests/cli tests/plugins/deploy $(ARGS)
+
+.PHONY: kube
+kube: ## Build, once, the Kubernetes control plane that tests use, of Debian's packages. About 4 minutes.
+	@tests/control_plane/build.sh '$(KUBE)'
 
 .PHONY: lint
 lint: $(DEVELOPMENT) ## Check style, format, types, and who imports whom.
@@ -110,9 +120,10 @@ bench-store: $(DEVELOPMENT) ## Measure publishing to S3 beside aws, boto3 and mi
 	$(BIN)/python benchmarks/store.py $(ARGS)
 
 # Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test, ceph's
-# gateway is a real S3 server, skopeo reads what is packaged as an OCI image, prometheus measures releases.
+# gateway is a real S3 server, skopeo reads what is packaged as an OCI image, prometheus measures releases, dpkg-source
+# unpacks what `make kube` builds.
 SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo \
-	prometheus:prometheus
+	prometheus:prometheus dpkg-source:dpkg-dev
 # Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.
 SERVER_PYTHON = for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -Ic 'import ensurepip, os, sys, sysconfig, venv; name = sysconfig.get_config_var("INSTSONAME"); \
@@ -125,6 +136,7 @@ system-deps: ## Install the few things that pip cannot bring (Debian and Ubuntu;
 	for pair in $(SYSTEM_DEPS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair#*:}"); done; \
 	[[ -n "$(PYTHON)" ]] || missing+=(python3 python3-venv); \
 	[[ "$$(uname -sm)" != "Linux x86_64" ]] || $(SERVER_PYTHON) || missing+=(python3-venv libpython3-dev); \
+	[[ -e /usr/share/keyrings/debian-archive-keyring.gpg ]] || missing+=(debian-archive-keyring); \
 	if (( $${#missing[@]} == 0 )); then echo "system packages: all there"; exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
 		echo "there is no apt-get here; install what provides these by your own package manager: $${missing[*]}" >&2; exit 1; fi; \

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from shipctl.engine import filecache
+from support_cluster import control_plane, kube, namespace, why_no_control_plane
+
+__all__ = ["control_plane", "kube", "namespace"]
 
 # Before numpy or torch is imported, here and in every process that a test starts: more threads than cores make
 # tests slow and measurements worthless.
@@ -49,7 +52,6 @@ LONGEST = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shipctl")
     group.addoption("--gpu", action="store_true", help="run the tests that need an NVIDIA GPU")
-    group.addoption("--cluster", action="store_true", help="run the tests that need a Kubernetes cluster")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -117,6 +119,7 @@ def _why_not(config: pytest.Config) -> dict[str, str]:
         why_not["triton"] = "Triton's server exists for Linux on x86-64 only"
     if not config.getoption("--gpu"):
         why_not["gpu"] = "asks for --gpu"
-    if not config.getoption("--cluster"):
-        why_not["cluster"] = "asks for --cluster"
+    no_control_plane = why_no_control_plane()
+    if no_control_plane is not None:
+        why_not["cluster"] = no_control_plane
     return why_not
