@@ -62,15 +62,21 @@ def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 @contextmanager
-def prometheus(folder: Path, targets: list[str]) -> Iterator[Prometheus]:
-    """Run a server with a data folder of its own over ``targets`` (host:port)."""
+def prometheus(folder: Path, targets: list[str], listed: Path | None = None) -> Iterator[Prometheus]:
+    """Run a server with a data folder of its own over ``targets`` (host:port), and those that a file lists."""
     assert BINARY is not None
     folder.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     config = {
         "global": {"scrape_interval": f"{INTERVAL * 1000:g}ms", "scrape_timeout": f"{INTERVAL * 1000:g}ms"},
-        "scrape_configs": [{"job_name": "triton", "static_configs": [{"targets": targets}]}],
+        "scrape_configs": [
+            {
+                "job_name": "triton",
+                "static_configs": [{"targets": targets}],
+                "file_sd_configs": [{"files": [str(listed)], "refresh_interval": "1s"}] if listed else [],
+            }
+        ],
     }
     (folder / "prometheus.yml").write_text(json.dumps(config))
     log = folder / "log"

@@ -96,7 +96,7 @@ SPEC = """\
 apiVersion: shipctl.dev/v1
 kind: Pipeline
 metadata: {{name: m, version: {version}}}
-slo: {{latency: {{p95: {p95}}}, error_rate: 1%}}
+slo: {{{latency}error_rate: 1%}}
 budget: {{rollback: 300s}}
 model:
   uri: models/{version}.onnx
@@ -130,7 +130,7 @@ class Project:
         p95: str = "250ms",
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Write the spec and model of a version."""
+        """Write the spec and model of a version; ``p95`` may be empty where percentiles cannot be had."""
         (self.root / "models").mkdir(parents=True, exist_ok=True)
         model = self.root / "models" / f"{version}.onnx"
         write_model(model, fault, seed=sum(ord(letter) for letter in version))
@@ -139,7 +139,7 @@ class Project:
         text = SPEC.format(
             version=version,
             strategy=strategy,
-            p95=p95,
+            latency=f"latency: {{p95: {p95}}}, " if p95 else "",
             options=json.dumps(options or {"scaleDownDelay": "2s"}),
         )
         self.spec.write_text(text)

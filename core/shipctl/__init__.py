@@ -23,16 +23,19 @@ if TYPE_CHECKING:
         UnavailableError,
         VerificationError,
     )
+    from shipctl.release.delegated import DelegatedTarget, Followed, Standing
     from shipctl.release.metrics import MetricContext, MetricOptions, MetricProvider, Samples
     from shipctl.release.options import StrategyInputs, StrategyOptions
-    from shipctl.release.router import Backend, Routed, TrafficRouter
+    from shipctl.release.router import Backend, Routed, RouterContext, RouterOptions, TrafficRouter
     from shipctl.release.stage import StrategyStage
     from shipctl.release.strategy import Strategy
+    from shipctl.release.surge import Surge
     from shipctl.release.target import (
         Applied,
         Candidate,
         Capability,
         Observation,
+        ReleaseTarget,
         Replicas,
         StaleEpochError,
         Target,
@@ -95,13 +98,16 @@ _HOMES = {
         "GateError", "PluginError", "ShipctlError", "SpecError", "StageError", "StalePlanError", "StoreError",
         "UnavailableError", "VerificationError",
     ],
+    "shipctl.release.delegated": ["DelegatedTarget", "Followed", "Standing"],
     "shipctl.release.metrics": ["MetricContext", "MetricOptions", "MetricProvider", "Samples"],
     "shipctl.release.options": ["StrategyInputs", "StrategyOptions"],
-    "shipctl.release.router": ["Backend", "Routed", "TrafficRouter"],
+    "shipctl.release.router": ["Backend", "Routed", "RouterContext", "RouterOptions", "TrafficRouter"],
     "shipctl.release.stage": ["StrategyStage"],
     "shipctl.release.strategy": ["Strategy"],
+    "shipctl.release.surge": ["Surge"],
     "shipctl.release.target": [
-        "Applied", "Candidate", "Capability", "Observation", "Replicas", "StaleEpochError", "Target", "TargetOptions",
+        "Applied", "Candidate", "Capability", "Observation", "ReleaseTarget", "Replicas", "StaleEpochError", "Target",
+        "TargetOptions",
     ],
     "shipctl.release.traffic": ["Traffic"],
     "shipctl.signature": ["Signature", "TensorSpec"],
@@ -130,16 +136,17 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
-    "Duration", "FileEntry", "GateError", "Hooks", "JudgeContext", "Lineage", "LineageNode", "LineageSource",
-    "LoadedSpec", "MetricContext", "MetricOptions", "MetricProvider", "ModelPackage", "ModelSource", "NoOptions",
-    "ObjectInfo", "ObjectStore", "Objectives", "Observation", "OnnxModel", "Outcome", "PackageArchive",
-    "Percentage", "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage",
-    "ReleaseState", "Replicas", "Report", "Resolved", "Routed", "RunResult", "Samples", "Serving", "ShipctlError",
-    "Signature", "Size", "SpecError", "Stage", "StageContext", "StageError", "StageInputs", "StageOptions",
-    "StageOutputs", "StaleEpochError", "StalePlanError", "Step", "StoreError", "StoreSpec", "Strategy",
-    "StrategyInputs", "StrategyOptions", "StrategyStage", "Target", "TargetOptions", "TensorSpec", "TorchModel",
-    "Traffic", "TrafficRouter", "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError",
-    "__version__", "apply", "compare", "events", "hookimpl", "load_spec", "make_plan", "read_plan",
+    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "JudgeContext", "Lineage",
+    "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions", "MetricProvider", "ModelPackage",
+    "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives", "Observation", "OnnxModel", "Outcome",
+    "PackageArchive", "Percentage", "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext",
+    "ReleaseStage", "ReleaseState", "ReleaseTarget", "Replicas", "Report", "Resolved", "Routed", "RouterContext",
+    "RouterOptions", "RunResult", "Samples", "Serving", "ShipctlError", "Signature", "Size", "SpecError", "Stage",
+    "StageContext", "StageError", "StageInputs", "StageOptions", "StageOutputs", "StaleEpochError", "StalePlanError",
+    "Standing", "Step", "StoreError", "StoreSpec", "Strategy", "StrategyInputs", "StrategyOptions", "StrategyStage",
+    "Surge", "Target", "TargetOptions", "TensorSpec", "TorchModel", "Traffic", "TrafficRouter", "TritonRepository",
+    "UnavailableError", "Upstream", "Verdict", "VerificationError", "__version__", "apply", "compare", "events",
+    "hookimpl", "load_spec", "make_plan", "read_plan",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from shipctl.cli.watching import screen
 from shipctl.engine import operations
 from shipctl.engine.journal import Journal
+from shipctl.release.records import AbortWish, FileRecords
 from shipctl.stages.verdicts import Outcome, Verdict
 from support_approvals import Become, be, gated
 from support_engine import EngineProject, project, test_stages, wait_for
@@ -70,7 +71,7 @@ def test_a_process_that_drives_a_release_is_asked_to_abort_it(project: EnginePro
         "the other process did it"
     )
     assert serving(project) == "1.0.0"
-    assert not [*(project.state / "targets").rglob("*.abort")]
+    assert FileRecords(project.state / "targets" / "shelf", "demo", "d").load()[0].abort is None
     code, said = project.command("apply", "spec.yaml")
     assert code == 7
     assert "was rolled back on" in said
@@ -118,10 +119,11 @@ def test_a_first_release_ends_with_nothing_serving(project: EngineProject) -> No
 
 def test_an_old_wish_aborts_nothing_later(project: EngineProject) -> None:
     gated(project, "1.0.0", approval="").apply()
-    wish = project.state / "targets" / "shelf" / "releases" / "demo" / "d.abort"
-    wish.write_text('{"number": 1, "reason": "old"}')
+    store = FileRecords(project.state / "targets" / "shelf", "demo", "d")
+    records, etag = store.load()
+    store.save(records.model_copy(update={"abort": AbortWish(number=1, reason="old")}), etag)
     assert gated(project, "2.0.0", approval="").apply().code == 0
-    assert not wish.exists()
+    assert store.load()[0].abort is None
 
 
 def test_an_abort_that_fails_says_so(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,24 @@ def test_status_says_what_serves_since_when_from_which_digest(released: SamplePr
     assert re.fullmatch(r"  revision  [0-9a-f]{64}", lines[1])
     assert re.fullmatch(r"  since     \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(.+\)", lines[2])
     assert lines[3] == "  http      http://127.0.0.1:1"
+    assert lines[4:] == ["  traffic   100 %"]
     document = call("status", "--json").document
     assert document["schema"] == "shipctl.status/1"
+    assert document["targets"][0]["serving"][0]["details"]["pids"] == "17, 18"
     (target,) = document["targets"]
     assert (target["stage"], target["target"], target["problem"]) == ("release", "shelf", None)
     assert target["serving"][0]["version"] == "1.1.0"
     assert target["last"]["serves"] is True
+
+
+def test_status_shows_processes_logs_and_metrics_with_v(released: SampleProject, call: Call) -> None:
+    assert call("status", "-v").lines[4:] == [
+        "  metrics/0  http://127.0.0.1:2/metrics",
+        "  traffic    100 %",
+        "  pids       17, 18",
+        "  logs       /var/log/shelf",
+    ]
+    assert "pids" not in "".join(call("status", "--watch").lines)
 
 
 def test_status_before_anything_was_released(light: SampleProject, call: Call) -> None:

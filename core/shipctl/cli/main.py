@@ -19,12 +19,15 @@ COMMANDS = {
     "init": "Write a starter spec for a model, and a CI workflow.",
     "validate": "Check specs: form, stages, options, edges and files.",
     "plan": "Show what apply would do, and why.",
+    "render": "Print what a release puts on its target, as YAML.",
+    "diff": "Show how what is live differs from what a release would make of it.",
     "apply": "Do what a spec, or a plan file, says.",
     "status": "Show what serves, since when, from which digest.",
     "history": "Show runs and releases, newest first.",
     "approve": "Approve a release that waits for it.",
     "reject": "Reject a release that waits for an approval.",
     "promote": "Release to one environment what serves in another.",
+    "watch": "Go on with the release that is under way until it is over.",
     "abort": "Abort the release that is under way.",
     "rollback": "Serve an earlier release again.",
     "down": "Stop what a pipeline runs on its targets.",
@@ -50,6 +53,7 @@ Exit codes:
   6    waiting for an approval, or paused
   7    rolled back
   8    another run holds the lock
+  9    diff --exit-code: a release would change something
   70   a bug in shipctl; the traceback is in .shipctl/crash-*.txt
   130  interrupted
 """

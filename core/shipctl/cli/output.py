@@ -101,7 +101,7 @@ def common_options(command: CommandT) -> CommandT:
             count=True,
             expose_value=False,
             callback=_louder,
-            help="Show what stages log.",
+            help="Show more: what stages log, processes, files.",
         ),
         click.option(
             "-q", "--quiet", is_flag=True, expose_value=False, callback=_quieter, help="Errors only."

@@ -12,7 +12,7 @@ import click
 
 from shipctl.cli.displays import colored, default_display, make_display
 from shipctl.cli.output import Output
-from shipctl.cli.types import PATH
+from shipctl.cli.types import DURATION, PATH
 from shipctl.errors import SpecError
 
 if TYPE_CHECKING:
@@ -37,6 +37,28 @@ def display_options(command: CommandT) -> CommandT:
     ):
         command = decorate(command)
     return command
+
+
+def if_running_option(command: CommandT) -> CommandT:
+    """Add ``--if-running``."""
+    return click.option(
+        "--if-running",
+        type=click.Choice(["supersede", "queue", "refuse"]),
+        default="supersede",
+        show_default=True,
+        help="While another process releases on the same target: have that aborted, wait for its end, or end with 8.",
+    )(command)
+
+
+def lock_timeout_option(command: CommandT) -> CommandT:
+    """Add ``--lock-timeout``."""
+    return click.option(
+        "--lock-timeout",
+        metavar="DURATION",
+        type=DURATION,
+        default=0.0,
+        help="Wait this long for another run of the project, such as 5m; by default not at all.",
+    )(command)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from shipctl.cli.displays import colored, default_display
 from shipctl.cli.output import Output
 from shipctl.cli.registering import clean
+from shipctl.cli.releasing import details_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,7 +36,7 @@ def _lines(look: Look, interval: float, output: Output) -> list[TargetStatus]:
     while True:
         found = look()
         for item in found:
-            for key, line in _facts(item):
+            for key, line in _facts(item, verbose=output.verbosity > 0):
                 if shown.get(key) != line:
                     output.say(f"{time.strftime('%H:%M:%S')} {line}")
                     shown[key] = line
@@ -75,7 +76,7 @@ def screen(found: TargetStatus, now: str) -> Iterator[RenderableType]:
     for item in found.serving:
         line = Text(f"{item.name} {item.version} ({item.revision[:12]}) ")
         line.append(*(("healthy", "green") if item.healthy else ("does not answer", "red")))
-        for name, value in item.details.items():
+        for name, value in details_of(item, verbose=False).items():
             if len(value) <= _SHORT or " " in value:
                 line.append(f"  {name}={clean(value)}")
         yield _indented(line)
@@ -111,7 +112,7 @@ def _what(found: TargetStatus) -> str:
     return f"{what} {record.version} ({record.revision[:12]})"
 
 
-def _facts(found: TargetStatus) -> Iterator[tuple[str, str]]:
+def _facts(found: TargetStatus, *, verbose: bool) -> Iterator[tuple[str, str]]:
     """Yield what can change, each with a name that stays: the phase, what serves and how, what gates said."""
     place, record = _place(found), found.record
     if record is not None:
@@ -120,7 +121,9 @@ def _facts(found: TargetStatus) -> Iterator[tuple[str, str]]:
         yield f"{found.stage} problem", f"{place}: cannot be asked: {clean(found.problem)}"
     for item in found.serving:
         health = "healthy" if item.healthy else "does not answer"
-        details = "".join(f"  {name}={clean(value)}" for name, value in item.details.items())
+        details = "".join(
+            f"  {name}={clean(value)}" for name, value in details_of(item, verbose=verbose).items()
+        )
         key = f"{found.stage} serving {item.name} {item.revision}"
         yield key, f"{place}: {item.name} {item.version} ({item.revision[:12]}) {health}{details}"
     for verdict in found.verdicts:

@@ -1,41 +1,42 @@
 """A word from one process to another: that the release which it drives is to be aborted.
 
-A small file in the target's folder, written while another process holds the project's lock, read by that one before
-each step and while it waits, and taken away when the release ends. It names the release's number, so that one that
-was left behind aborts nothing later.
+It stands in the records, which both of them see wherever they are kept, beside the number of the release that is
+meant; whoever drives that one hears it between two steps and while it waits, and it is gone when the release ends.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import time
 
-from shipctl.records import canonical_json
-from shipctl.store.files import write_atomic
+from shipctl.errors import StoreError
+from shipctl.release.records import AbortWish, RecordStore
 
 ABORTED = "aborted: "
-"""Begins the message of a release that a person has aborted."""
+"""Begins the message of a release that a person, or something newer, has aborted."""
+SUPERSEDED = f"{ABORTED}superseded"
+"""Begins the message of one that something newer has aborted."""
+_SECONDS = 5.0
+"""How long a write is tried again that another process was quicker than."""
+_DELAY = 0.05
+"""Seconds between two tries."""
 
 
-class AbortFile:
-    """The wish to abort the release of one stage on one target."""
+def ask(store: RecordStore, wish: AbortWish) -> None:
+    """Ask whoever drives a release to abort it; nothing is done once that has ended.
 
-    def __init__(self, folder: Path, pipeline: str, stage: str) -> None:
-        """``folder`` is the target's."""
-        self._path = folder / "releases" / pipeline / f"{stage}.abort"
-
-    def ask(self, number: int, reason: str) -> None:
-        """Ask whoever drives release ``number`` to abort it."""
-        write_atomic(self._path, canonical_json({"number": number, "reason": reason}))
-
-    def reason(self, number: int) -> str | None:
-        """Return why release ``number`` is to be aborted; None if nobody wants that."""
+    :raises StoreError: if the records cannot be read or written
+    """
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        records, etag = store.load()
+        latest = records.latest
+        if latest is None or latest.number != wish.number or latest.phase.is_final:
+            return
         try:
-            body = json.loads(self._path.read_bytes())
-            return str(body["reason"]) if body["number"] == number else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def clear(self) -> None:
-        """Take the wish away."""
-        self._path.unlink(missing_ok=True)
+            store.save(records.model_copy(update={"abort": wish}), etag)
+        except StoreError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_DELAY)  # the driver writes after each step
+        else:
+            return

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
-import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from pydantic import Field
 
 from shipctl.engine.hooks import Hooks
+from shipctl.engine.interrupts import interruptible
 from shipctl.engine.journal import Journal
-from shipctl.engine.locks import project_lock
 from shipctl.engine.plan import Plan, check_targets
 from shipctl.engine.recorder import Recorder
+from shipctl.engine.releases import Release
 from shipctl.engine.runstate import remember_run
 from shipctl.engine.schedule import Schedule
 from shipctl.engine.secrets import Secrets
+from shipctl.engine.standing_by import IfRunning, StandBy, behind_lock
+from shipctl.engine.superseding import superseding
 from shipctl.engine.uptodate import remember
 from shipctl.engine.walk import BAD, GOOD, NodeEnd
 from shipctl.engine.workers import end_leftovers
@@ -51,6 +53,9 @@ def apply(
     lock_timeout: float = 0.0,
     retry: bool = False,
     arguments: list[str] | None = None,
+    if_running: IfRunning = "supersede",
+    hand_over: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
     """Carry out a plan. What is already done is not done again, whoever did it.
 
@@ -58,7 +63,12 @@ def apply(
     and ``retry`` releases again what was rolled back. ``arguments`` is the command line that this answers, if
     the same one may be answered without looking again (see :mod:`shipctl.engine.uptodate`).
 
-    :raises LockedError: if another run holds the project
+    ``if_running`` says what becomes of a release that another process drives on the same target: something newer has
+    it aborted, and what is the same waits for it; ``say`` is told of that. ``hand_over`` ends the run once what is
+    released is stable; see :func:`shipctl.engine.watch.watch` for the rest.
+
+    :raises LockedError: if another run holds the project, or the target
+    :raises WaitingError: if another process releases there, and this release waits for an approval
     :raises UnavailableError: if this machine lacks something that a stage to be run needs; nothing has run then
     :raises StalePlanError: if a plan file's target has moved
     """
@@ -68,18 +78,34 @@ def apply(
         raise UnavailableError("\n".join(missing))
     pipeline.project.create()
     command = f"shipctl apply {plan.spec.path.name}"
-    with project_lock(pipeline.project.state / "lock", command, lock_timeout):
+    standing = [
+        _standing(item, if_running, say, retry=retry) for item in plan.releases if if_running != "refuse"
+    ]
+    with behind_lock(pipeline.project, command, lock_timeout, standing):
         check_targets(plan)
         with Journal(pipeline.project.journal) as journal:
-            result, ends = _run(plan, hooks, journal, jobs or os.cpu_count() or 1, command, retry=retry)
+            options = _Options(jobs or os.cpu_count() or 1, retry, if_running, hand_over)
+            result, ends = _run(plan, hooks, journal, command, options)
         pipeline.cache.save()
         if arguments is not None and result.exit_code == 0 and not hooks.others:
             _remember(plan, arguments, ends)
         return result
 
 
+def _standing(release: Release, if_running: IfRunning, say: Callable[[str], None], *, retry: bool) -> StandBy:
+    """Return what waits for another process that releases where ``release`` goes to, or has that aborted."""
+    return StandBy(release, superseding(lambda: release, say, retry=retry), say, if_running=if_running)
+
+
+class _Options(NamedTuple):
+    jobs: int
+    retry: bool
+    if_running: IfRunning
+    hand_over: bool
+
+
 def _run(
-    plan: Plan, hooks: Hooks, journal: Journal, jobs: int, command: str, *, retry: bool
+    plan: Plan, hooks: Hooks, journal: Journal, command: str, options: _Options
 ) -> tuple[RunResult, dict[str, NodeEnd]]:
     pipeline = plan.pipeline
     secrets = Secrets(pipeline.loaded)
@@ -89,10 +115,13 @@ def _run(
     shutil.rmtree(plan.project.work, ignore_errors=True)
     pipeline.store.tidy()
     recorder.fire(plan.ready(recorder.run))
-    schedule = Schedule(pipeline, journal, recorder, secrets, jobs, retry=retry)
-    previous = _terminate_as_interrupt()
+    schedule = Schedule(
+        pipeline, journal, recorder, secrets, options.jobs, retry=options.retry, if_running=options.if_running,
+        hand_over=options.hand_over,
+    )  # fmt: skip
     try:
-        ends = schedule.run()
+        with interruptible():
+            ends = schedule.run()
     except KeyboardInterrupt:
         recorder.end_run(RunInterruptedError.exit_code, "interrupted", {})
         raise
@@ -101,8 +130,6 @@ def _run(
         raise
     finally:
         shutil.rmtree(plan.project.work, ignore_errors=True)
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
     code, message = _verdict(schedule, ends)
     remember_run(pipeline, schedule.walk, recorder.run, code)
     recorder.end_run(code, message, ends)
@@ -160,17 +187,16 @@ def _verdict(schedule: Schedule, ends: dict[str, NodeEnd]) -> tuple[int, str]:
         if not done:
             return 0, "nothing to do"
         return 0, f"{done} done, {rest} with nothing to do" if rest else f"{done} done"
-    rank = {code: index for index, code in enumerate(_SEVERITY)}
-    name, end = min(counts, key=lambda item: rank.get(item[1].exit_code or 1, len(rank)))
+    name, end = more_severe(dict(counts))
     return end.exit_code or 1, f"{name}: {end.message}"
 
 
-def _terminate_as_interrupt() -> Any:
-    """Let SIGTERM do what Ctrl-C does; return what it did before, or None outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
+def more_severe(ends: Mapping[str, NodeEnd]) -> tuple[str, NodeEnd]:
+    """Return the node, and how it ended, whose exit code decides."""
+    rank = {code: index for index, code in enumerate(_SEVERITY)}
 
-    def handle(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+    def severity(item: tuple[str, NodeEnd]) -> int:
+        end = item[1]
+        return len(rank) + 1 if end.status in GOOD else rank.get(end.exit_code or 1, len(rank))
 
-    return signal.signal(signal.SIGTERM, handle)
+    return min(ends.items(), key=severity)

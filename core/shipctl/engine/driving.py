@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from shipctl.engine.aborting import ABORTED, AbortFile
-from shipctl.engine.ports import bundle, input_ports
-from shipctl.engine.release_evidence import ReleaseEvidence
+from shipctl.engine.aborting import ABORTED, SUPERSEDED
+from shipctl.engine.keeping import Keeper
+from shipctl.engine.place import Place
 from shipctl.engine.walk import NodeEnd
 from shipctl.errors import (
     CorruptArtifactError,
@@ -25,26 +26,25 @@ from shipctl.errors import (
     ShipctlError,
     StoreError,
 )
-from shipctl.release.records import FileRecords, Records, ReleaseRecord
+from shipctl.processes import own_name
+from shipctl.release.records import AbortWish, Records, ReleaseRecord
 from shipctl.release.target import StaleEpochError
 from shipctl.stages.artifacts import Artifact
-from shipctl.stages.base import Phase, ReleaseStage, StageInputs, Step
+from shipctl.stages.base import Phase, StageInputs, Step
 from shipctl.stages.context import ReleaseContext
 from shipctl.stages.events import ReleaseStepped
-from shipctl.store.objects import store_or_default
 
 if TYPE_CHECKING:
     from shipctl.engine.approvals import ReleaseApprovals
     from shipctl.engine.audit import Auditor
-    from shipctl.engine.graph import Node
-    from shipctl.engine.pipeline import Pipeline
+    from shipctl.engine.standing_by import IfRunning
     from shipctl.stages.verdicts import Verdict
 
 ABORT_ATTEMPTS = 5
 """Times that an abort that raises is tried."""
 ABORT_DELAY = 1.0
 """Seconds between the first two; each further delay is that much longer."""
-HEARING = 0.5
+HEARING = 1.0
 """Seconds at most until a wish to abort is heard between two steps."""
 
 Watch = Callable[[ReleaseStepped, "Sequence[Verdict]"], None]
@@ -67,95 +67,39 @@ class Drive:
     """Takes secrets out of a message."""
     auditor: Auditor
     """Writes down who did what."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One release stage on its target, as one environment uses it."""
-
-    pipeline: Pipeline
-    node: Node
-    stage: ReleaseStage[Any, Any, Any]
-    label: str
-    """The target's name, with the environment where there is one."""
-    folder: Path
-    records: FileRecords
-    evidence: ReleaseEvidence
-    abort: AbortFile
-
-    def context(
-        self,
-        *,
-        revision: str,
-        version: str,
-        run: str = "",
-        intent: Literal["apply", "rollback"] = "apply",
-        log: Callable[[str], None] = lambda _line: None,
-        approved: Callable[[], frozenset[str]] = frozenset,
-        aborted: Callable[[], str | None] = lambda: None,
-    ) -> ReleaseContext:
-        """Return what the stage is told of the run."""
-        return ReleaseContext(
-            project=self.pipeline.project.root,
-            target_dir=self.folder,
-            pipeline=self.pipeline.name,
-            version=version,
-            stage=self.node.spec.id,
-            revision=revision,
-            run=run,
-            intent=intent,
-            objectives=self.pipeline.objectives,
-            store=store_or_default(self.pipeline.loaded.spec.store),
-            base=self.pipeline.loaded.root,
-            environment=self.pipeline.loaded.environment,
-            approved=approved,
-            aborted=aborted,
-            log=log,
-        )
-
-    def artifacts(self, record: ReleaseRecord) -> dict[str, tuple[Artifact, ...]]:
-        """Return the inputs of a record, by name; where their files are is not known yet."""
-        found = {}
-        for name, manifests in record.inputs.items():
-            kinds = input_ports(type(self.stage))[name].kinds
-            found[name] = tuple(
-                self.pipeline.store.artifact(
-                    next(kind for kind in kinds if kind.kind == manifest["kind"] or len(kinds) == 1), manifest
-                )
-                for manifest in manifests
-            )
-        return found
-
-    def bundle(self, inputs: Mapping[str, tuple[Artifact, ...]]) -> StageInputs:
-        """Return inputs as the stage takes them."""
-        return bundle(type(self.stage).inputs_model, input_ports(type(self.stage)), inputs)
+    if_running: IfRunning = "supersede"
+    """What to do about a release that a process on another machine drives."""
+    hand_over: bool = False
+    """Whether to end once the candidate is stable, and leave watching it to somebody else."""
 
 
 class Driver:
     """Drives one release to its end, or to a pause."""
 
-    def __init__(self, place: Place, drive: Drive, approvals: ReleaseApprovals) -> None:
+    def __init__(
+        self, place: Place, drive: Drive, approvals: ReleaseApprovals, records: Records, etag: str
+    ) -> None:
+        """``records`` were loaded with ``etag``; the release is the last one in them, or a new one."""
         self._place = place
         self._run = drive
         self._approvals = approvals
-        self._etag = ""
+        self._keeper = Keeper(place, records, etag)
+        self._stage = place.stage
         self._granted: set[str] = set()
+        self._has_left = False
         self.rejected = False
         """Whether somebody's rejection has ended it."""
         self.waits: NodeEnd | None = None
         """How the run ends because people are asked something in a pause."""
 
-    def drive(self, record: ReleaseRecord, etag: str, *, begin: bool = False) -> ReleaseRecord:
-        """Take steps until the release is finished, or waits for people.
-
-        ``etag`` is that of the records which ``record`` was read from, or made after.
+    def drive(self, record: ReleaseRecord, *, begin: bool = False) -> ReleaseRecord:
+        """Take steps until the release is finished, waits for people, or is handed over.
 
         :raises GateError: if the policy does not let it begin
         :raises LockedError: if another process has gone on with it
         :raises RunInterruptedError: if the run was interrupted
         """
         place, drive = self._place, self._run
-        self._etag = etag
         inputs = self._open(record)
         try:
             record = place.evidence.admitted(record, inputs)
@@ -165,29 +109,34 @@ class Driver:
                 raise
             record = changed(record, phase=Phase.ABORTING, message=str(exc))
         if begin:
-            place.evidence.begun(record, self._records(), drive.auditor)
-        self._save(record)
-        record = self._steps(record, inputs)
+            place.evidence.begun(record, self._keeper.records, drive.auditor)
+        record = changed(record, driver=own_name())
+        self._keeper.save(record)
+        try:
+            record = self._steps(record, inputs)
+        except LockedError:  # it is somebody else's now
+            raise
+        except BaseException:
+            self._leave(record)
+            raise
         if record.phase.is_final:
-            place.abort.clear()
-            by_hand = record.message.startswith(ABORTED)
+            by_hand = record.message.startswith(ABORTED) and not record.message.startswith(SUPERSEDED)
             self._approvals.end(record.phase, used=by_hand or record.phase is not Phase.REJECTED)
-        place.evidence.ended(record, self._records(), drive.auditor)
+        place.evidence.ended(record, self._keeper.records, drive.auditor)
         return record
 
     def _steps(self, record: ReleaseRecord, inputs: StageInputs) -> ReleaseRecord:
-        stage = self._place.stage
         context = self._context(record)
-        state = stage.state_model.model_validate(record.state)
+        state = self._stage.state_model.model_validate(record.state)
         attempts = 0
         while not record.phase.is_final:
-            self._still_ours(record)
+            self._keeper.look(record.version)
             aborting = record.phase is Phase.ABORTING
             wish = None if aborting else self._wish(record)
             if wish is not None:
                 record = self._taken(record, Step(phase=Phase.ABORTING, message=f"{ABORTED}{wish}"))
                 continue
-            act = stage.abort if aborting else stage.step
+            act = self._stage.abort if aborting else self._stage.step
             try:
                 state, step = act(state, inputs, context)
                 attempts = 0
@@ -205,7 +154,11 @@ class Driver:
             record = self._taken(record, step)
             if step.phase is Phase.PAUSED and step.requeue == 0:
                 if not self._goes_on(record, step):
+                    self._resign()  # the stage has given back its lease itself
                     return record
+            elif self._run.hand_over and self._may_be_left(record, context):
+                self._leave(record)
+                return record
             elif not record.phase.is_final:
                 self._wait(record, step.requeue)
         return record
@@ -220,8 +173,9 @@ class Driver:
         message = record.message if aborting and record.message else step.message
         if aborting and step.phase.is_final and step.message and step.message not in message:
             message = f"{message}; {step.message}"
-        record = changed(record, phase=step.phase, message=message)
-        self._save(record)
+        done = {"driver": ""} if step.phase.is_final else {}
+        record = changed(record, phase=step.phase, message=message, **done)
+        self._keeper.save(record)
         self._run.watch(
             ReleaseStepped(
                 run=record.run, node=self._place.node.id, target=self._place.label, revision=record.revision,
@@ -247,12 +201,26 @@ class Driver:
 
     def _wish(self, record: ReleaseRecord) -> str | None:
         """Return why somebody wants this release aborted, or None."""
-        reason = self._place.abort.reason(record.number)
-        if reason is not None or record.intent == "rollback":
-            return reason
+        wish = self._keeper.wish(record.number)
+        if wish is not None and not self._makes_way(wish):
+            return wish.reason
+        if record.intent == "rollback":
+            return None
         rejected = self._approvals.rejected()
         self.rejected = rejected is not None
         return rejected
+
+    def _makes_way(self, wish: AbortWish) -> bool:
+        """Whether what is to make way is promoted already: its watch ends then, and it stays what serves till later."""
+        latest = self._keeper.records.latest
+        if wish.newer is None or latest is None or latest.phase is not Phase.WATCHING:
+            return False
+        if self._stage is self._place.stage:
+            from shipctl.release.leaving import unwatched
+
+            self._run.log(f"{latest.version} is promoted; its watch ends for {wish.newer}")
+            self._stage = unwatched(self._stage)
+        return True
 
     def _goes_on(self, record: ReleaseRecord, step: Step) -> bool:
         """Whether what a pause asks for is there by now; else people are asked, and the run ends."""
@@ -279,14 +247,52 @@ class Driver:
             left = end - time.monotonic()
             if self._run.stop.wait(max(0.0, min(left, HEARING))):
                 raise self._interrupted(record)
-            if left <= HEARING or self._place.abort.reason(record.number) is not None:
+            if left <= HEARING:
+                return
+            with suppress(StoreError):  # the look before the next step counts
+                self._keeper.look(record.version)
+            if self._keeper.wish(record.number) is not None:
                 return
 
-    @staticmethod
-    def _interrupted(record: ReleaseRecord) -> RunInterruptedError:
-        return RunInterruptedError(f"interrupted at {record.phase}; the same command goes on from there")
+    # -- leaving it ------------------------------------------------------------------------------------------------
 
-    # -- inputs and records ------------------------------------------------------------------------------------
+    def _may_be_left(self, record: ReleaseRecord, context: ReleaseContext) -> bool:
+        """Whether a release is promoted, and only has to be watched."""
+        if record.phase is not Phase.WATCHING:
+            return False
+        from shipctl.release.leaving import may_be_left
+
+        try:
+            return may_be_left(self._place.stage, context)
+        except ShipctlError:
+            return False  # looked at again after the next step
+
+    def _leave(self, record: ReleaseRecord) -> str:
+        """Give back what this process holds on the target, and return what becomes of the traffic."""
+        from shipctl.release.leaving import let_go
+
+        said = "" if self._has_left else let_go(self._place.stage, self._context(record))
+        self._has_left = True
+        self._resign()
+        return said
+
+    def _resign(self) -> None:
+        """Write down that nobody takes the steps any more."""
+        latest = self._keeper.records.latest
+        if latest is not None and latest.driver == own_name():
+            with suppress(
+                ShipctlError
+            ):  # somebody else's by now; or others will see that this process has ended
+                self._keeper.save(latest.model_copy(update={"driver": ""}))
+
+    def _interrupted(self, record: ReleaseRecord) -> RunInterruptedError:
+        said = self._leave(record)
+        also = f"; {said}" if said else ""
+        return RunInterruptedError(
+            f"interrupted at {record.phase}{also}; the same command goes on from there"
+        )
+
+    # -- inputs ------------------------------------------------------------------------------------------------
 
     def _open(self, record: ReleaseRecord) -> StageInputs:
         """Lay out the inputs. One that is damaged has no files then, which keeps no release from being aborted.
@@ -298,6 +304,7 @@ class Driver:
         for name, artifacts in self._place.artifacts(record).items():
             items = []
             for index, artifact in enumerate(artifacts):
+                store.has_files(artifact.files)  # so that what a shared store has can be fetched
                 folder = self._run.workdir / record.revision[:12] / name / str(index)
                 try:
                     items.append(store.view(artifact, folder))
@@ -308,56 +315,10 @@ class Driver:
             opened[name] = tuple(items)
         return self._place.bundle(opened)
 
-    def _records(self) -> Records:
-        return self._place.records.load()[0]
-
-    def _still_ours(self, record: ReleaseRecord) -> Records:
-        """Return the records, as this process has left them.
-
-        :raises LockedError: if another one has written them since
-        """
-        records, etag = self._place.records.load()
-        if etag != self._etag:
-            latest = records.latest
-            now = (
-                f"it is {latest.phase} by run {latest.run} now"
-                if latest is not None
-                else "its record is gone"
-            )
-            message = (
-                f"another process has taken over what {self._place.node.id} releases on {self._place.label} while this "
-                f"one drove {record.version}: {now}. This one stops here and touches nothing more; see `shipctl status`"
-            )
-            raise LockedError(message)
-        return records
-
-    def _save(self, record: ReleaseRecord) -> None:
-        """Write the record.
-
-        :raises LockedError: if another process has written since
-        """
-        records = self._still_ours(record)
-        self._etag = self._place.records.save(_left(records.put(record), record), self._etag)
-
 
 def changed(record: ReleaseRecord, **changes: Any) -> ReleaseRecord:
     """Return a record with other values, and the time at which they changed."""
     return record.model_copy(update={**changes, "updated": time.time()})
-
-
-def _left(records: Records, record: ReleaseRecord) -> Records:
-    """Mark what a rollback has left: in the same write that completes it, or a kill between the two loses it."""
-    if record.intent != "rollback" or record.phase is not Phase.DONE:
-        return records
-    left = [
-        item
-        for item in records.records
-        if item.phase is Phase.DONE
-        and item.number < record.number
-        and not item.rolled_back
-        and item.revision != record.revision
-    ]
-    return records.put(changed(left[-1], rolled_back=True)) if left else records
 
 
 def _failed(exc: Exception, *, aborting: bool, attempts: int) -> Step:

@@ -26,6 +26,7 @@ from shipctl.engine.resources import Resources
 from shipctl.engine.sources import Source, find_sources, objectives
 from shipctl.errors import SpecError, UnavailableError
 from shipctl.records import digest_of
+from shipctl.release.references import WrongReferenceError, place_of
 from shipctl.spec import LoadedSpec, Problems, evaluate, load_soundly, near, references
 from shipctl.stages.base import Stage
 from shipctl.stages.context import CheckContext, Lineage, LineageNode, LineageSource, Objectives, Upstream
@@ -176,6 +177,7 @@ def prepare(
     graph = GraphBuilder(loaded, registry, kinds, problems).build()
     options = {node.id: plan_options(node, loaded, problems, cache) for node in graph.nodes.values()}
     _check_overlays(graph, loaded, problems)
+    _check_keys_of_releases(graph, problems)
     problems.raise_if_any()
     graph.nodes = _until(graph, until)
     goals = objectives(loaded)
@@ -234,6 +236,21 @@ def _check_overlays(graph: Graph, loaded: LoadedSpec, problems: Problems) -> Non
             )
 
 
+def _check_keys_of_releases(graph: Graph, problems: Problems) -> None:
+    """What only a release stage heeds would silently do nothing on another one."""
+    for node in graph.nodes.values():
+        if node.is_release:
+            continue
+        advice = f"{node.spec.id} releases nothing; take it out, or write it on the stage that does"
+        at = ("stages", node.index)
+        if node.spec.approval is not None:
+            problems.add((*at, "approval"), f"nobody is asked for this approval: {advice}", "key")
+        if node.spec.environment is not None:
+            problems.add(
+                (*at, "environment"), f"it runs for every environment, whatever stands here: {advice}", "key"
+            )
+
+
 def _until(graph: Graph, until: str | None) -> dict[str, Node]:
     if until is None:
         return graph.nodes
@@ -282,13 +299,27 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
         objectives=pipeline.objectives,
         store=store_or_default(pipeline.loaded.spec.store),
         base=pipeline.loaded.root,
+        environment=pipeline.loaded.environment,
     )
     try:
         node.cls(value).check(context)
     except UnavailableError as exc:
         pipeline.unavailable[node.id] = str(exc)
     except SpecError as exc:
-        problems.add(("stages", node.index, "uses"), str(exc))
+        _tell(exc, pipeline, node, problems)
+
+
+def _tell(exc: SpecError, pipeline: Pipeline, node: Node, problems: Problems) -> None:
+    """Add what is wrong with a stage, at the options of the plugin that it is about, if it is about one."""
+    at = ("stages", node.index)
+    place = None
+    if isinstance(exc, WrongReferenceError):
+        place = place_of(exc.reference, dict(pipeline.options[node.id].known))
+    if place is None or not isinstance(exc, WrongReferenceError):
+        problems.add((*at, "uses"), str(exc))
+        return
+    for fault in exc.faults:
+        problems.add((*at, "with", *place, *fault.keys), fault.message, fault.part)
 
 
 def _missing_secret(pipeline: Pipeline, node: Node) -> str | None:

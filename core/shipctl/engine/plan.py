@@ -43,6 +43,8 @@ class Plan:
     request: dict[str, Any]
     pinned: bool = False
     """Whether it came from a plan file, and must not do anything else."""
+    releases: tuple[Release, ...] = ()
+    """What would be released, as far as it is known; without secrets."""
 
     @property
     def project(self) -> Project:
@@ -113,7 +115,8 @@ def make_plan(
     if pipeline.project.journal.exists():
         with Journal(pipeline.project.journal) as journal:
             before = journal.components(pipeline.name)
-    nodes = tuple(_plan_node(walk, node, before) for node in pipeline.nodes.values())
+    releases: list[Release] = []
+    nodes = tuple(_plan_node(walk, node, before, releases) for node in pipeline.nodes.values())
     if pipeline.project.state.exists():
         pipeline.cache.save()
     return Plan(
@@ -121,10 +124,12 @@ def make_plan(
         nodes=nodes,
         parts=_parts(pipeline),
         request={"environment": environment, "overrides": list(overrides), "until": until},
+        releases=tuple(releases),
     )
 
 
-def _plan_node(walk: Walk, node: Node, before: dict[str, Any]) -> PlannedNode:
+def _plan_node(walk: Walk, node: Node, before: dict[str, Any], releases: list[Release]) -> PlannedNode:
+    """Plan a node; what would be released is added to ``releases``."""
     action, reasons, parts = _decide(walk, node, before)
     changes: tuple[str, ...] = ()
     if node.is_release and action == "release" and node.id not in walk.pipeline.unavailable:
@@ -135,6 +140,7 @@ def _plan_node(walk: Walk, node: Node, before: dict[str, Any]) -> PlannedNode:
             walk.ends[node.id] = NodeEnd("in-place")
         else:
             changes = tuple(release.preview())
+            releases.append(release)
     return PlannedNode(
         node=node.id,
         stage=node.spec.id,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from shipctl.engine.apply import RunResult
 from shipctl.engine.graph import Node
 from shipctl.engine.hooks import Hooks
-from shipctl.engine.operations import only, operate
+from shipctl.engine.operating import only, operate, release_of
 from shipctl.engine.pipeline import Pipeline, prepare
 from shipctl.engine.releases import Drive, Release
 from shipctl.engine.secrets import Secrets
+from shipctl.engine.standing_by import IfRunning, StandBy
+from shipctl.engine.superseding import superseding
 from shipctl.engine.walk import GOOD, NodeEnd
 from shipctl.errors import GateError, SpecError
 from shipctl.records import digest_of
@@ -48,11 +50,14 @@ def promote(
     overrides: Sequence[str] = (),
     lock_timeout: float = 0.0,
     retry: bool = False,
+    if_running: IfRunning = "supersede",
+    say: Callable[[str], None] = lambda _line: None,
     registry: Registry | None = None,
 ) -> Promoted:
     """Release to environment ``target`` what serves in ``source``. Nothing is built; the version stays the same.
 
     Policy and approval are those of ``target``. What does not serve, whole and healthy, is not promoted.
+    ``if_running`` and ``say`` are as for :func:`shipctl.engine.apply.apply`.
 
     :raises SpecError: if no release stage, or more than one, releases to both
     :raises LockedError: if another run holds the project
@@ -86,8 +91,24 @@ def promote(
             drive.auditor.record("promoted", f"{after.name}@{record.version}", details)
         return end
 
+    def newer() -> Release:
+        return empty.moved(_served(before, before.nodes[node.id]))
+
     command = f"shipctl promote {source} {target} {spec.name}"
-    result = operate(after, node, hooks, command, lock_timeout, act, way_back=False)
+    empty = release_of(after, node)
+    wants = superseding(newer, say, retry=retry)
+    standing = [] if if_running == "refuse" else [StandBy(empty, wants, say, if_running=if_running)]
+    result = operate(
+        after,
+        node,
+        hooks,
+        command,
+        lock_timeout,
+        act,
+        way_back=False,
+        if_running=if_running,
+        standing=standing,
+    )
     record = moved[0].record if moved else None
     return Promoted(
         result=result,

@@ -7,199 +7,36 @@ is refused until it is asked for with `--retry`.
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from shipctl.engine.aborting import ABORTED, AbortFile
+from shipctl.engine.aborting import ABORTED, SUPERSEDED
 from shipctl.engine.approvals import ReleaseApprovals
-from shipctl.engine.driving import Drive, Driver, Place, changed
-from shipctl.engine.fingerprint import components, fingerprint
-from shipctl.engine.options import complete_options, partial_options
-from shipctl.engine.project import target_label
-from shipctl.engine.release_evidence import ReleaseEvidence
+from shipctl.engine.driving import Drive, Driver, changed
+from shipctl.engine.release_view import ReleaseView
+from shipctl.engine.standing_by import POLL, StandBy, Wants
 from shipctl.engine.walk import NodeEnd
-from shipctl.errors import SpecError
-from shipctl.evidence.approvals import SHORT, ReleasePlan
-from shipctl.release.records import FileRecords, Records, ReleaseRecord
-from shipctl.stages.artifacts import Artifact
-from shipctl.stages.base import Phase, ReleaseStage, Serving
-from shipctl.stages.context import ReleaseContext
+from shipctl.errors import RunInterruptedError, SpecError
+from shipctl.release.records import AbortWish, Records, ReleaseRecord
+from shipctl.stages.base import Phase
+from shipctl.stages.events import ReleaseStepped
 from shipctl.store.log import Actor
 
 if TYPE_CHECKING:
-    from shipctl.engine.graph import Node
-    from shipctl.engine.pipeline import Pipeline
-    from shipctl.engine.secrets import Secrets
-    from shipctl.engine.walk import Ready
+    from shipctl.engine.audit import Auditor
+    from shipctl.evidence.approvals import ReleasePlan
 
-__all__ = ["Drive", "Release"]
+__all__ = ["Drive", "Release", "went_back"]
 
+BY_HAND = "rolled back by hand"
 SHORT_DIGEST = 6
 """Digits of a revision's digest that are enough to name it."""
 
 
-class Release:
-    """One release stage of a pipeline, with what it is to release (or None to only look)."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        node: Node,
-        stage: ReleaseStage[Any, Any, Any],
-        inputs: Mapping[str, tuple[Artifact, ...]] | None,
-        revision: str,
-        version: str,
-    ) -> None:
-        self._pipeline = pipeline
-        self._node = node
-        self._stage = stage
-        self._inputs = inputs
-        self.revision = revision
-        self.version = version
-        self.target = stage.target()
-        self.serves = type(stage).serves
-        self.environment = pipeline.loaded.environment
-        label = target_label(self.target, self.environment)
-        folder = pipeline.project.target(self.target, self.environment)
-        self._records = FileRecords(folder, pipeline.name, node.spec.id)
-        self._place = Place(
-            pipeline=pipeline,
-            node=node,
-            stage=stage,
-            label=label,
-            folder=folder,
-            records=self._records,
-            evidence=ReleaseEvidence(pipeline, node, label, serves=self.serves),
-            abort=AbortFile(folder, pipeline.name, node.spec.id),
-        )
-
-    @classmethod
-    def planned(cls, pipeline: Pipeline, node: Node, ready: Ready | None) -> Release:
-        """Return the release as far as it is known when planning: secrets are not resolved."""
-        return cls._of(
-            pipeline, node, partial_options(node.cls.options_model, pipeline.options[node.id]), ready
-        )
-
-    @classmethod
-    def of(
-        cls,
-        pipeline: Pipeline,
-        node: Node,
-        ready: Ready | None,
-        secrets: Secrets,
-        stages: Mapping[str, Any] | None = None,
-    ) -> Release:
-        """Return the release with all its options; ``stages`` is what expressions may know of other stages.
-
-        :raises SpecError: if the options are wrong after all
-        """
-        planned = pipeline.options[node.id]
-        return cls._of(
-            pipeline, node, complete_options(node, planned, pipeline.loaded, stages or {}, secrets), ready
-        )
-
-    def moved(self, record: ReleaseRecord) -> Release:
-        """Return the release, with the options of this one, of what another environment's record holds."""
-        inputs = self._place.artifacts(record)
-        for item in (item for items in inputs.values() for item in items):
-            self._pipeline.store.has_files(item.files)  # so that what a shared store has can be fetched
-        return self._with(self._pipeline, self._node, self._stage, inputs, record.version)
-
-    @classmethod
-    def _of(cls, pipeline: Pipeline, node: Node, options: Any, ready: Ready | None) -> Release:
-        assert issubclass(node.cls, ReleaseStage)  # noqa: S101  (the caller chose it)
-        inputs = ready.inputs if ready is not None else None
-        return cls._with(pipeline, node, node.cls(options), inputs, pipeline.version)
-
-    @classmethod
-    def _with(
-        cls,
-        pipeline: Pipeline,
-        node: Node,
-        stage: ReleaseStage[Any, Any, Any],
-        inputs: Mapping[str, tuple[Artifact, ...]] | None,
-        version: str,
-    ) -> Release:
-        revision = ""
-        if inputs is not None:
-            canonical = pipeline.options[node.id].canonical(
-                node.cls.options_model, None, pipeline.scope(node)
-            )
-            digests = {name: [item.digest for item in items] for name, items in inputs.items()}
-            named = {"class": node.spec.uses, "pipeline": pipeline.name, "version": version}
-            revision = fingerprint(components(named, canonical, digests))
-        return cls(pipeline, node, stage, inputs, revision, version)
-
-    # -- looking -------------------------------------------------------------------------------------------
-
-    def context(
-        self,
-        *,
-        revision: str | None = None,
-        version: str | None = None,
-        log: Callable[[str], None] = lambda _line: None,
-    ) -> ReleaseContext:
-        """Return what the stage is told by who only looks."""
-        revision = self.revision if revision is None else revision
-        return self._place.context(revision=revision, version=version or self.version, log=log)
-
-    @property
-    def label(self) -> str:
-        """The target's name, with the environment where there is one."""
-        return self._place.label
-
-    def records(self) -> Records:
-        """Return the records of this stage on its target."""
-        return self._records.load()[0]
-
-    def stable_revision(self) -> str | None:
-        """Return the revision that serves, as recorded."""
-        stable = self.records().stable
-        return stable.revision if stable is not None else None
-
-    def in_place(self) -> bool:
-        """Whether this very revision serves, as recorded and as the target says."""
-        if self._inputs is None or not self.revision or self.stable_revision() != self.revision:
-            return False
-        latest = self.records().latest
-        if latest is None or not latest.phase.is_final:
-            return False
-        return bool(self._stage.in_place(self._place.bundle(self._inputs), self.context()))
-
-    def holds(self, record: ReleaseRecord) -> bool:
-        """Whether the target says that it serves what a record holds, whole and healthy."""
-        context = self.context(revision=record.revision, version=record.version)
-        inputs = self._place.bundle(self._place.artifacts(record))
-        if not self._stage.in_place(inputs, context):
-            return False
-        return all(item.healthy for item in self.status() if item.revision == record.revision)
-
-    def preview(self) -> Sequence[str]:
-        """Return what would change on the target, a line each."""
-        latest = self.records().latest
-        if latest is not None and not latest.phase.is_final:
-            what = "rollback to" if latest.intent == "rollback" else "release of"
-            return (
-                f"the {what} {latest.version}, which stands at {latest.phase}, is finished or aborted first",
-            )
-        lines = list(self._stage.preview(self.context()))
-        approval = self._node.spec.approval
-        if approval is not None and approval.required and self.revision != self.stable_revision():
-            digest = f" of release {self._plan(self.records()).digest[:SHORT]}" if self.revision else ""
-            who = " or ".join(approval.roles) or "anybody whom the policy names"
-            lines.append(f"needs an approval{digest} by {who} before anything moves")
-        return tuple(lines)
-
-    def status(self) -> Sequence[Serving]:
-        """Return what the target says it serves."""
-        return tuple(self._stage.status(self.context(revision="")))
-
-    def down(self, log: Callable[[str], None]) -> Sequence[str]:
-        """Stop what this pipeline runs on the target."""
-        return tuple(self._stage.down(self.context(revision="", log=log)))
-
-    # -- releasing -----------------------------------------------------------------------------------------
+class Release(ReleaseView):
+    """One release stage of a pipeline, to be acted on."""
 
     def waits(self, drive: Drive, *, retry: bool) -> NodeEnd | None:
         """Return why the revision may not be released now, after asking for what it takes; None if it may.
@@ -208,15 +45,17 @@ class Release:
 
         :raises StoreError: if somebody has to be asked, and the store cannot be reached
         """
-        records = self.records()
-        latest = records.latest
-        unfinished = latest is not None and not latest.phase.is_final
-        if (
-            unfinished
-            and latest is not None
-            and (latest.intent == "rollback" or latest.revision == self.revision)
-        ):
+        latest = self.under_way()
+        if latest is not None and (latest.intent == "rollback" or latest.revision == self.revision):
             return None
+        return self.may_begin(drive.run, drive.auditor, retry=retry)
+
+    def may_begin(self, run: str, auditor: Auditor, *, retry: bool) -> NodeEnd | None:
+        """Return why the revision may not be released at all, after asking for what it takes; None if it may.
+
+        :raises StoreError: if somebody has to be asked, and the store cannot be reached
+        """
+        records = self.records()
         gone = records.was_rolled_back(self.revision)
         if gone is not None and not retry:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(gone.updated))
@@ -230,58 +69,91 @@ class Release:
             return NodeEnd(
                 "done", f"{tested.message}; it was not to be promoted, `apply --retry` tests it again"
             )
-        with self._approvals(self._plan(records), drive) as approvals:
-            return approvals.gate(drive.run, lambda: self._stage.preview(self.context()))
+        with self._approvals(self._plan(records), auditor) as approvals:
+            return approvals.gate(run, lambda: self._stage.preview(self.context()))
+
+    def in_the_way(self, record: ReleaseRecord) -> AbortWish | None:
+        """Say why a release that another process drives has to make way for this one; None if it is waited for.
+
+        A rollback is nobody's to abort, and the same revision needs no second release. While it is not known what is to
+        be released, because its stages have not run, that may be the same, and nobody can have approved it.
+        """
+        approval = self._node.spec.approval
+        asks = approval is not None and approval.required
+        unknown = not self.revision and (record.version == self.version or asks)
+        if record.intent == "rollback" or record.revision == self.revision or unknown:
+            return None
+        reason = f"{SUPERSEDED.removeprefix(ABORTED)} by {self.version}, by {Actor.current()}"
+        return AbortWish(number=record.number, reason=reason, newer=self.version)
 
     def apply(self, drive: Drive, *, retry: bool) -> NodeEnd:
-        """Release the revision, or go on with it where an earlier run was stopped; or return what it waits for."""
-        latest = self.records().latest
-        if latest is not None and not latest.phase.is_final and latest.intent == "rollback":
+        """Release the revision, or go on with it where an earlier run was stopped; or return what it waits for.
+
+        :raises LockedError: if another process drives a release that is not to be waited for
+        """
+        seen = self._stand_by(drive, self.in_the_way)
+        latest = self.under_way()
+        if latest is not None and latest.intent == "rollback":
             drive.log(f"the rollback to {latest.version} was not finished; finishing it first")
             self._drive(latest, drive)
+            seen = latest
         waits = self.waits(drive, retry=retry)
-        latest = self.records().latest
-        if latest is not None and not latest.phase.is_final and latest.revision == self.revision:
-            drive.log(
-                f"going on with release {latest.number} of {latest.version}, which stood at {latest.phase}"
-            )
-            return self._drive(latest, drive)
+        latest = self.under_way()
+        if latest is not None and latest.revision == self.revision:
+            return self._continued(latest, drive)
         if waits is not None:
             return waits
-        if latest is not None and not latest.phase.is_final:
-            drive.log(
-                f"release {latest.number} of {latest.version} is unfinished; aborting it for {self.version}"
-            )
-            self._drive(changed(latest, phase=Phase.ABORTING, message="superseded"), drive)
+        if latest is not None:
+            self._make_way(latest, drive)
+        if (seen is not None or latest is not None) and self.in_place():  # as it was not when this run looked
+            return self.there()
         assert self._inputs is not None  # noqa: S101  (apply is called with inputs)
         manifests = {name: [item.manifest() for item in items] for name, items in self._inputs.items()}
         record = self._begin(self.records(), drive.run, self.revision, self.version, "apply", manifests)
         return self._drive(record, drive, begin=True)
 
-    def rollback(self, drive: Drive, to: str | None) -> NodeEnd:
+    def there(self) -> NodeEnd:
+        """Return how a run ends that finds its revision in place."""
+        return NodeEnd(
+            "in-place", f"{self.version} {'serves' if self.serves else 'is in place'} on {self.label}"
+        )
+
+    def go_on(self, drive: Drive) -> NodeEnd:
+        """Go on with the release that is under way, whatever it releases.
+
+        :raises LockedError: if another process drives it
+        """
+        self._stand_by(replace(drive, if_running="refuse"), lambda _: None)
+        latest = self.under_way()
+        if latest is None:
+            return NodeEnd("in-place", f"nothing is under way on {self.label}")
+        return self._continued(latest, drive)
+
+    def rollback(self, drive: Drive, to: str | None, seen: ReleaseRecord | None = None) -> NodeEnd:
         """Release an earlier revision again: the one before, or the one that ``to`` names by version or digest.
 
+        What is under way is aborted; ``seen`` was under way when this was asked for, and has ended since. That is
+        all then, unless ``to`` names something else than what serves.
+
         :raises SpecError: if there is none such
+        :raises LockedError: if another process drives a release that is not to be waited for
         """
-        records, _ = self._records.load()
+        seen = self._stand_by(drive, self.by_hand) or seen
+        latest = self.under_way()
+        if latest is not None:
+            if latest.intent == "rollback":
+                return self._drive(latest, drive)
+            drive.log(f"release {latest.number} of {latest.version} is at {latest.phase}; aborting it")
+            seen = latest
+            self._drive(changed(latest, phase=Phase.ABORTING, message=f"{ABORTED}{BY_HAND}"), drive)
+        records = self.records()
         latest, stable = records.latest, records.stable
-        if latest is not None and not latest.phase.is_final:
-            if latest.intent == "apply":
-                drive.log(f"release {latest.number} of {latest.version} is at {latest.phase}; aborting it")
-                aborting = changed(latest, phase=Phase.ABORTING, message="rolled back by hand")
-                return NodeEnd("done", self._drive(aborting, drive).message)  # which is what was asked for
-            return self._drive(latest, drive)
+        if seen is not None and latest is not None and latest.number == seen.number:
+            back = went_back(latest) or latest.intent == "rollback"
+            if back and (to is None or (stable is not None and _named(stable, to))):
+                return NodeEnd("done", latest.message)
         choices = records.way_back()
-        goal = next(
-            (
-                item
-                for item in choices
-                if to is None
-                or item.version == to
-                or (len(to) >= SHORT_DIGEST and item.revision.startswith(to))
-            ),
-            None,
-        )
+        goal = next((item for item in choices if to is None or _named(item, to)), None)
         if goal is None or stable is None:
             have = ", ".join(f"{item.version} ({item.revision[:12]})" for item in choices) or "none"
             what = f"no release {to!r} to roll back to" if to else "nothing to roll back to"
@@ -291,13 +163,19 @@ class Release:
         record = record.model_copy(update={"admission": goal.admission})
         return self._drive(record, drive, begin=True)
 
+    def by_hand(self, record: ReleaseRecord) -> AbortWish | None:
+        """Say why a release that another process drives makes way for a rollback; None for another rollback."""
+        if record.intent == "rollback":
+            return None
+        return AbortWish(number=record.number, reason=f"{BY_HAND}, by {Actor.current()}")
+
     def abort(self, drive: Drive, reason: str) -> NodeEnd:
-        """Abort the release that is under way.
+        """Abort the release that is under way, whoever drove it.
 
         :raises SpecError: if there is none
         """
-        latest = self.records().latest
-        if latest is None or latest.phase.is_final:
+        latest = self.under_way()
+        if latest is None:
             message = (
                 f"{self._node.spec.id} releases nothing on {self.label} now, so there is nothing to abort"
             )
@@ -306,16 +184,45 @@ class Release:
             latest = changed(latest, phase=Phase.ABORTING, message=f"{ABORTED}{reason}")
         end = self._drive(latest, drive)
         record = self.records().latest
-        went_back = record is not None and record.phase in {Phase.ROLLED_BACK, Phase.REJECTED}
-        return NodeEnd("done", end.message) if went_back else NodeEnd("failed", end.message, exit_code=1)
+        gone = record is not None and went_back(record)
+        return NodeEnd("done", end.message) if gone else NodeEnd("failed", end.message, exit_code=1)
 
-    def ask_abort(self, number: int, reason: str) -> None:
-        """Ask the process that drives release ``number`` to abort it."""
-        self._place.abort.ask(number, reason)
+    def _stand_by(self, drive: Drive, wants: Wants) -> ReleaseRecord | None:
+        """Wait while a process of another machine drives a release here; return the last one that was waited for.
 
-    def forget_abort(self) -> None:
-        """Take back what was asked."""
-        self._place.abort.clear()
+        :raises LockedError: if it is not to be waited for
+        :raises RunInterruptedError: if the run is interrupted meanwhile
+        """
+
+        def say(line: str) -> None:
+            drive.watch(
+                ReleaseStepped(
+                    run=drive.run, node=self._node.id, target=self.label, revision=self.revision,
+                    phase=Phase.PENDING, message=line, requeue=POLL, time=time.time(),
+                ),
+                (),
+            )  # fmt: skip
+
+        standing = StandBy(self, wants, say, if_running=drive.if_running)
+        while standing.look():
+            if drive.stop.wait(POLL):
+                raise RunInterruptedError("interrupted while another process releases; nothing was done")
+        return standing.followed
+
+    def _continued(self, latest: ReleaseRecord, drive: Drive) -> NodeEnd:
+        drive.log(f"going on with release {latest.number} of {latest.version}, which stood at {latest.phase}")
+        return self._drive(latest, drive)
+
+    def _make_way(self, latest: ReleaseRecord, drive: Drive) -> None:
+        """Bring a release to its end that nobody drives any more: one that is promoted stays so, others are aborted."""
+        name = f"release {latest.number} of {latest.version}"
+        if latest.phase is Phase.WATCHING:
+            drive.log(f"{name} is promoted and was being watched; ending that for {self.version}")
+            self._drive(latest, replace(drive, hand_over=False), watching=False)
+            return
+        drive.log(f"{name} is unfinished; aborting it for {self.version}")
+        message = f"{SUPERSEDED} by {self.version}, by {Actor.current()}"
+        self._drive(changed(latest, phase=Phase.ABORTING, message=message), drive)
 
     def _begin(
         self,
@@ -333,38 +240,45 @@ class Release:
             inputs=inputs, started=now, updated=now,
         )  # fmt: skip
 
-    def _plan(self, records: Records, record: ReleaseRecord | None = None) -> ReleasePlan:
-        """Return what a release, this one or that of a record, would change."""
-        return ReleasePlan(
-            pipeline=self._pipeline.name,
-            version=record.version if record is not None else self.version,
-            stage=self._node.spec.id,
-            target=self.target,
-            environment=self.environment,
-            revision=record.revision if record is not None else self.revision,
-            stable=records.stable.revision if records.stable is not None else None,
-        )
+    def _approvals(self, plan: ReleasePlan, auditor: Auditor) -> ReleaseApprovals:
+        return ReleaseApprovals(self._pipeline, self._node, plan, auditor)
 
-    def _approvals(self, plan: ReleasePlan, drive: Drive) -> ReleaseApprovals:
-        return ReleaseApprovals(self._pipeline, self._node, plan, drive.auditor)
+    def _drive(
+        self, record: ReleaseRecord, drive: Drive, *, begin: bool = False, watching: bool = True
+    ) -> NodeEnd:
+        """Take steps until the release is finished, waits for people, or is handed over."""
+        from shipctl.release.leaving import unwatched
 
-    def _drive(self, record: ReleaseRecord, drive: Drive, *, begin: bool = False) -> NodeEnd:
-        """Take steps until the release is finished, or waits for people."""
-        records, etag = self._records.load()
-        with self._approvals(self._plan(records, record), drive) as approvals:
-            driver = Driver(self._place, drive, approvals)
-            record = driver.drive(record, etag, begin=begin)
+        records, etag = self._place.records.load()
+        place = self._place if watching else replace(self._place, stage=unwatched(self._stage))
+        with self._approvals(self._plan(records, record), drive.auditor) as approvals:
+            driver = Driver(place, drive, approvals, records, etag)
+            record = driver.drive(record, begin=begin)
         if record.phase is Phase.DONE:
             return NodeEnd("done", record.message)
         if driver.rejected:  # by somebody, which is another matter than to be rolled back
             return NodeEnd("rejected", record.message, exit_code=4)
+        if record.phase is Phase.ROLLED_BACK or (went_back(record) and record.message.startswith(ABORTED)):
+            return NodeEnd("failed", record.message, exit_code=7)
         if record.phase is Phase.REJECTED:
             status: Literal["failed", "rejected"] = "failed" if record.error else "rejected"
             return NodeEnd(status, record.message, exit_code=1 if record.error else 4)
-        if record.phase is Phase.ROLLED_BACK:
-            return NodeEnd("failed", record.message, exit_code=7)
+        if record.phase is Phase.WATCHING:
+            message = f"{record.version} is promoted on {self.label}; `{self._command('watch')}` watches it to its end"
+            return NodeEnd("done", message)
         return driver.waits or NodeEnd("waiting", record.message, exit_code=6)
 
-    def doubt(self) -> str | None:
-        """Return why what is in place would not be let begin today, or None. It is not touched for that."""
-        return self._place.evidence.doubt(self.records().stable)
+    def _command(self, name: str) -> str:
+        """Return a command of shipctl about this spec."""
+        chosen = ["-e", self.environment] if self.environment else []
+        return shlex.join(["shipctl", name, self._pipeline.loaded.path.name, *chosen])
+
+
+def went_back(record: ReleaseRecord) -> bool:
+    """Whether a release ended with what served before it."""
+    return record.phase in {Phase.ROLLED_BACK, Phase.REJECTED}
+
+
+def _named(record: ReleaseRecord, name: str) -> bool:
+    """Whether a release is meant by a version, or by the beginning of a digest."""
+    return record.version == name or (len(name) >= SHORT_DIGEST and record.revision.startswith(name))

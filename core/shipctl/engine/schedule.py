@@ -19,6 +19,7 @@ from shipctl.engine.recorder import Recorder
 from shipctl.engine.releases import Drive, Release
 from shipctl.engine.resources import Resources
 from shipctl.engine.secrets import Secrets
+from shipctl.engine.standing_by import IfRunning
 from shipctl.engine.walk import (
     NodeEnd,
     Ready,
@@ -51,11 +52,15 @@ class Schedule:
         jobs: int,
         *,
         retry: bool,
+        if_running: IfRunning = "supersede",
+        hand_over: bool = False,
     ) -> None:
         self._pipeline = pipeline
         self._nodes = pipeline.nodes
         self._recorder = recorder
         self._retry = retry
+        self._if_running = if_running
+        self._hand_over = hand_over
         self._walk = Walk(pipeline)
         self._stop = threading.Event()
         self._free = Resources(cpu=float(jobs))
@@ -275,8 +280,7 @@ class Schedule:
         release = Release.of(self._pipeline, node, ready, self._executor.secrets, stages)
         if release.in_place():
             self._note(release.doubt())
-            what = "serves" if release.serves else "is in place"
-            return NodeEnd("in-place", f"{self._pipeline.version} {what} on {release.label}")
+            return release.there()
         drive = Drive(
             run=self._recorder.run,
             watch=self._recorder.watcher(node),
@@ -285,6 +289,8 @@ class Schedule:
             stop=self._stop,
             redact=self._executor.secrets.redact,
             auditor=Auditor(self._pipeline),
+            if_running=self._if_running,
+            hand_over=self._hand_over,
         )
         try:
             waits = release.waits(drive, retry=self._retry)

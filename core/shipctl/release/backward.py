@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shipctl.release.course import same
-from shipctl.release.decision import POLL, SOON, Decision, Facts, RolloutState, label, on_time, there
+from shipctl.release.decision import POLL, SOON, Decision, Facts, RolloutState, held, label, on_time
 from shipctl.release.strategy import Strategy
 from shipctl.release.target import Action, Commit, Observation, ScaleDown, Shift
 from shipctl.release.traffic import Traffic
@@ -53,10 +53,11 @@ class Backward:
             )
             return self._say(reason)
         committed = seen.stable == revision and home != revision
-        if committed and home is not None and not there(seen, home):
+        if committed and home is not None and not held(self.strategy, seen, home):
             return self._too_late()
         if not same(seen.traffic, Traffic.only(home)):
-            return self._do(f"all requests go to {label(seen, home)}", Shift(traffic=Traffic.only(home)))
+            shift = Shift(traffic=Traffic.only(home), surge=self.strategy.surge)
+            return self._do(f"all requests go to {label(seen, home)}", shift)
         if committed:
             action = Commit(expected=revision, revision=home)
             return self._do(f"{label(seen, home)} is the stable revision again", action)
@@ -69,7 +70,7 @@ class Backward:
         begin = entered if seen.shifted is None or seen.shifted > now else max(entered, seen.shifted)
         left = begin + float(self.strategy.abortScaleDownDelay) - now
         name = label(seen, self.revision)
-        if not there(seen, self.revision):
+        if not held(self.strategy, seen, self.revision):
             return self._end()
         if left > 0:
             return self._say(f"keeping {name} for another {left:.0f} s", requeue=min(POLL, left))
@@ -90,7 +91,10 @@ class Backward:
     def _too_late(self) -> Decision:
         only = Traffic.only(self.revision)
         if not same(self.seen.traffic, only):
-            return self._do(f"{label(self.seen, self.revision)} answers everything", Shift(traffic=only))
+            return self._do(
+                f"{label(self.seen, self.revision)} answers everything",
+                Shift(traffic=only, surge=self.strategy.surge),
+            )
         message = (
             f"{label(self.seen, self.revision)} was promoted and {label(self.seen, self.home)} stopped before this "
             "could be aborted; `shipctl rollback` goes back"

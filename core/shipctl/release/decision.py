@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from shipctl.records import Record
+from shipctl.release.strategy import Strategy
 from shipctl.release.target import LEASE_SECONDS, Action, Observation
 from shipctl.stages.base import Phase, ReleaseState
 from shipctl.stages.verdicts import Outcome, Verdict
@@ -143,6 +144,11 @@ def label(seen: Observation, revision: str | None) -> str:
         return "nothing"
     replicas = seen.replicas.get(revision)
     return f"{replicas.version} ({revision[:12]})" if replicas is not None else revision[:12]
+
+
+def held(strategy: Strategy, seen: Observation, revision: str | None) -> bool:
+    """Whether a revision is still kept: with replicas, or, where these are replaced by others, without any left."""
+    return there(seen, revision) or (strategy.surge is not None and revision in seen.replicas)
 
 
 def there(seen: Observation, revision: str | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shipctl.release.course import course, resting, same, wanted
-from shipctl.release.decision import Decision, Facts, RolloutState, label, there
+from shipctl.release.decision import Decision, Facts, RolloutState, held, label, there
 from shipctl.release.situation import GIVEN, Situation
 from shipctl.release.strategy import Strategy
 from shipctl.release.target import Commit, Preflight, Prepare, ScaleDown, Shift
@@ -72,7 +72,7 @@ class Forward(Situation):
         if seen.stable not in expected:
             mine = self.candidate if state.committed else self.stable
             return f"the stable revision is {label(seen, seen.stable)} and not {mine}: somebody else has changed it"
-        if state.phase in GIVEN and self.exposed and not self.again and not seen.ready(self.revision):
+        if state.phase in GIVEN and self.exposed and not self.again and not self.serving:
             return f"{self.candidate} is not ready while it has traffic: {self.replicas(self.revision)}"
         return self.judged
 
@@ -83,7 +83,11 @@ class Forward(Situation):
         if self.previous is None and not self.strategy.promote:
             message = f"nothing is stable yet that {self.strategy.name} could compare {self.candidate} with"
             return self.go(Phase.REJECTED, f"{message}; release a first one with canary or bluegreen")
-        return self.go(Phase.PREPARING, f"starting the replicas of {self.candidate}", Prepare())
+        return self.go(Phase.PREPARING, f"starting the replicas of {self.candidate}", self.begun())
+
+    def begun(self) -> Prepare:
+        """Return the act that starts the replicas."""
+        return Prepare(surge=self.strategy.surge)
 
     def preparing(self) -> Decision:
         """Ask golden samples while the replicas start."""
@@ -117,7 +121,7 @@ class Forward(Situation):
                 f"{self.candidate} was not ready within {self.strategy.progressDeadline}: {state}"
             )
         if not there(self.seen, self.revision):
-            return self.do(Prepare(), f"starting the replicas of {self.candidate}")
+            return self.do(self.begun(), f"starting the replicas of {self.candidate}")
         return self.wait(f"waiting for {self.candidate}: {state}")
 
     def begin(self) -> Decision:
@@ -171,7 +175,7 @@ class Forward(Situation):
             return self.rescue() or self.abort(late)
         if limping is not None:
             return self.wait(f"not shifting: {limping}")
-        return self.do(Shift(traffic=want), self.goal)
+        return self.do(Shift(traffic=want, surge=self.strategy.surge), self.goal)
 
     def rescue(self) -> Decision | None:
         """Give the candidate everything if nothing else is left that serves, and nobody has to be asked for that."""
@@ -191,6 +195,10 @@ class Forward(Situation):
         """Move the traffic again that somebody else has moved: the watchdog, or a person."""
         count, want = self.state.disturbed + 1, self.want
         what = f"the traffic is {_shares(self.seen.traffic)} and not {_shares(want)}: somebody else has changed it"
+        if self.seen.rescued:
+            what = (
+                f"the watchdog put all requests back on {self.stable}, because nobody held the lease any more"
+            )
         if count > DISTURBED_LIMIT:
             return self.abort(f"{what}, the {count}th time at this step")
         return self.go(Phase.SHIFTING, f"{what}; shifting again", disturbed=count)
@@ -280,7 +288,8 @@ class Forward(Situation):
             if self.elapsed > self.deadline:
                 return self.abort(f"the traffic did not go back to {self.stable} for the approval of {asked}")
             return self.do(
-                Shift(traffic=rest), f"all requests go to {self.stable} until this is approved: {asked}"
+                Shift(traffic=rest, surge=self.strategy.surge),
+                f"all requests go to {self.stable} until this is approved: {asked}",
             )
         message = f"{self.candidate} waits for approval: {asked}; {self.stable} answers everything meanwhile"
         said = self.say(f"{message}; `shipctl approve`, then apply again")
@@ -320,14 +329,16 @@ class Forward(Situation):
                 return self.abort(
                     f"requests could still fall back on {second}, for {self.strategy.progressDeadline}"
                 )
-            return self.do(Shift(traffic=self.want), f"requests fall back on {first} from now on")
+            return self.do(
+                Shift(traffic=self.want, surge=self.strategy.surge),
+                f"requests fall back on {first} from now on",
+            )
         if not self.moved:
             return self.disturbed()
-        kept, left = there(self.seen, loser), delay - self.elapsed
+        kept, left = held(self.strategy, self.seen, loser), delay - self.elapsed
         if left > 0 and kept:
-            return self.wait(
-                f"watching {first} for another {left:.0f} s; {second} stays warm", self.now + left
-            )
+            rest = "stays warm" if there(self.seen, loser) else "can be brought back"
+            return self.wait(f"watching {first} for another {left:.0f} s; {second} {rest}", self.now + left)
         if kept and loser is not None and not late:
             return self.do(ScaleDown(revision=loser), f"stopping {second}")
         how = "answers everything" if self.state.committed else f"keeps serving; {self.strategy.name} passed"

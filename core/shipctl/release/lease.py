@@ -6,11 +6,10 @@ kernel lets go of when its holder dies. Each taking has a number, the epoch, whi
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -19,12 +18,12 @@ from shipctl.errors import LockedError
 from shipctl.processes import has_ended
 from shipctl.records import Record
 from shipctl.release.target import StaleEpochError
+from shipctl.store.files import flocked
 
 WATCHDOG = "watchdog"
 """Who holds a lease that a watchdog has taken."""
 LOCK_SECONDS = 5.0
 """How long the file's lock is waited for. A process that was stopped while it held it keeps everybody out."""
-_POLL = 0.02
 
 
 class Lease(Record):
@@ -135,19 +134,10 @@ class FileLease:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        message = f"another process is acting on the target and does not finish ({self.path})"
-                        raise LockedError(message) from None
-                    time.sleep(_POLL)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(flocked(self.path.with_suffix(".lock"), LOCK_SECONDS))
+            except TimeoutError:
+                message = f"another process is acting on the target and does not finish ({self.path})"
+                raise LockedError(message) from None
             yield
-        finally:
-            os.close(descriptor)

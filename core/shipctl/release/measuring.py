@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shipctl.errors import SpecError
+from shipctl.errors import SpecError, StageError
 from shipctl.records import Record
 from shipctl.release.analysis import AbState, AnalysisState, Values, judge, judge_ab
 from shipctl.release.analysis import plan_lines as lines_of_analysis
@@ -17,8 +17,9 @@ from shipctl.release.providers import check_provider, open_provider, provider_cl
 from shipctl.release.references import Reference
 from shipctl.release.rollout import Measurement, RolloutState
 from shipctl.release.strategy import AbOptions, AnalysisOptions, SetWeight, ShadowOptions, Strategy
-from shipctl.release.target import LEASE_SECONDS, Candidate, Observation, Target
+from shipctl.release.target import LEASE_SECONDS, Candidate, Observation, ReleaseTarget
 from shipctl.stages.context import CheckContext, ReleaseContext
+from shipctl.stages.verdicts import Outcome, Verdict
 
 LAG = 1.0
 """Seconds after which a source knows of everything that has happened: a proxy writes its log in pieces."""
@@ -103,7 +104,9 @@ class Judged(NamedTuple):
 class Measuring:
     """The providers of one release, kept open while it is driven: some remember what they have read."""
 
-    def __init__(self, strategy: Strategy, target: Target, candidate: Candidate, ctx: ReleaseContext) -> None:
+    def __init__(
+        self, strategy: Strategy, target: ReleaseTarget, candidate: Candidate, ctx: ReleaseContext
+    ) -> None:
         self.strategy = strategy
         self.options = strategy.analysis or AnalysisOptions()
         self.revision = candidate.revision
@@ -112,6 +115,7 @@ class Measuring:
             pipeline=ctx.pipeline,
             model=candidate.repository.model,
             versions=target.versions(),
+            labels=target.metric_labels(),
             endpoints=target.endpoints(),
             logs=target.logs,
             project=ctx.base,
@@ -124,6 +128,17 @@ class Measuring:
     def block(self) -> float:
         """Seconds of a block of the comparison: a second, or less where measurements follow each other quickly."""
         return min(BLOCK_SECONDS, max(0.25, float(self.options.interval) / 10))
+
+    def take(self, state: RolloutState, seen: Observation, now: float) -> Measurement:
+        """Measure. What cannot be asked, whatever a provider raises, is an error and never a pass."""
+        try:
+            return self.measure(state, seen, now)
+        except Exception as exc:  # noqa: BLE001  (whatever a provider raises, it said nothing)
+            text = str(exc) if isinstance(exc, StageError) else f"{type(exc).__name__}: {exc}"
+            verdict = Verdict(gate="analysis", outcome=Outcome.ERROR, message=text)
+            return Measurement(
+                outcome=Outcome.ERROR, until=now, verdicts=(verdict,), summary=text, analysis=state.analysis
+            )
 
     def measure(self, state: RolloutState, seen: Observation, now: float) -> Measurement:
         """Measure from where the last one ended, or from when the traffic was shifted, until now.
@@ -238,7 +253,9 @@ class ShadowMeasuring(Measuring):
         return Judged("shadow", state, measurement)
 
 
-def measuring(strategy: Strategy, target: Target, candidate: Candidate, ctx: ReleaseContext) -> Measuring:
+def measuring(
+    strategy: Strategy, target: ReleaseTarget, candidate: Candidate, ctx: ReleaseContext
+) -> Measuring:
     """Return what takes the measurements of a release."""
     kinds: dict[str, type[Measuring]] = {"ab-test": AbMeasuring, "shadow": ShadowMeasuring}
     return kinds.get(strategy.name, Measuring)(strategy, target, candidate, ctx)

@@ -70,6 +70,8 @@ class MetricContext:
     """The model's name in Triton."""
     versions: Mapping[str, str]
     """Revision to Triton's version number."""
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Revision to the labels by which its series are told from another's, beside model and version."""
     endpoints: Mapping[str, str] = field(default_factory=dict)
     """As :meth:`shipctl.release.target.Target.endpoints` gives them."""
     logs: Path | None = None

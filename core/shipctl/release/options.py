@@ -1,16 +1,17 @@
-"""Options that all release strategies have in common."""
+"""Options that release strategies have in common."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shipctl.records import Record
 from shipctl.release.references import Named, Reference
 from shipctl.release.strategy import AnalysisOptions, Strategy
-from shipctl.spec.units import Duration, Rate
+from shipctl.release.surge import Amount, Surge
+from shipctl.spec.units import Duration, Percentage, Rate
 from shipctl.stages.artifacts import Dataset, ModelPackage, TritonRepository
 from shipctl.stages.base import Bound, StageInputs, StageOptions
 
@@ -74,6 +75,53 @@ class StrategyOptions(StageOptions, ABC):
     @abstractmethod
     def strategy(self) -> Strategy:
         """Return how a release with these options goes."""
+
+
+class BluegreenOptions(StrategyOptions):
+    """When it takes over."""
+
+    autoPromotion: bool = Bound(  # noqa: N815
+        True, description="Whether it takes over by itself; else it waits for `shipctl approve`."
+    )
+    previewService: bool = Bound(  # noqa: N815
+        True, description="Whether requests with the header x-shipctl-preview reach it before it takes over."
+    )
+
+    def strategy(self) -> Strategy:
+        """Return how a release with these options goes."""
+        return Strategy(
+            name="bluegreen", preview=self.previewService, autoPromotion=self.autoPromotion, **self.common()
+        )
+
+
+class RollingOptions(StrategyOptions):
+    """How many replicas are replaced at a time."""
+
+    maxSurge: Amount = Bound(  # noqa: N815
+        Percentage("25%"),
+        description="Replicas above the wanted number while they are replaced: a number or a percentage, rounded up.",
+    )
+    maxUnavailable: Amount = Bound(  # noqa: N815
+        0,
+        description="Ready replicas that may be missing from the wanted number meanwhile: a number or a percentage, "
+        "rounded down.",
+    )
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        self.surge()
+        return self
+
+    def surge(self) -> Surge:
+        """Return the bounds.
+
+        :raises ValueError: if no replica could be replaced
+        """
+        return Surge(maxSurge=self.maxSurge, maxUnavailable=self.maxUnavailable)
+
+    def strategy(self) -> Strategy:
+        """Return how a release with these options goes."""
+        return Strategy(name="rolling", surge=self.surge(), **self.common())
 
 
 class StrategyInputs(StageInputs):

@@ -7,8 +7,10 @@ was made from, so that of two writers one is told.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, ValidationError
 
@@ -16,8 +18,10 @@ from shipctl.errors import StoreError
 from shipctl.evidence.admission import Admission
 from shipctl.records import Record
 from shipctl.stages.base import Phase
-from shipctl.store.files import write_atomic
+from shipctl.store.files import flocked, write_atomic
 
+LOCK_SECONDS = 5.0
+"""How long a file's lock is waited for."""
 KEEP = 200
 """Finished records that a file keeps, beside what serves and what it can go back to; older ones are in the journal."""
 
@@ -47,6 +51,10 @@ class ReleaseRecord(Record):
     rolled_back: bool = Field(
         default=False, description="Whether it was left by a rollback after it was done."
     )
+    driver: str = Field(
+        default="",
+        description="The process that takes its steps (:func:`shipctl.processes.own_name`); empty while none does.",
+    )
 
     @property
     def serves(self) -> bool:
@@ -63,10 +71,27 @@ class ReleaseRecord(Record):
         return [manifest for bound in self.inputs.values() for manifest in bound]
 
 
+class AbortWish(Record):
+    """That somebody wants a release aborted by the process that drives it, on whatever machine that is."""
+
+    number: int = Field(
+        ge=1, description="The release that is meant, so that one left behind aborts no other."
+    )
+    reason: str = Field(description="Who wants that, and why.")
+    newer: str | None = Field(
+        default=None,
+        description="The version that is to be released instead. What is promoted already, and only being watched, is "
+        "not taken back for that; its watch ends.",
+    )
+
+
 class Records(Record):
     """All records of one pipeline's stage on one target, oldest first."""
 
     records: tuple[ReleaseRecord, ...] = Field(default=(), description="Oldest first.")
+    abort: AbortWish | None = Field(
+        default=None, description="What is wanted of whoever drives the last one."
+    )
 
     @property
     def latest(self) -> ReleaseRecord | None:
@@ -106,7 +131,25 @@ class Records(Record):
         stable = records.stable
         needed = {item.number for item in (stable, *records.way_back()[:1]) if item is not None}
         dropped = {item.number for item in records.records[:-KEEP]} - needed
-        return Records(records=tuple(item for item in records.records if item.number not in dropped))
+        kept = tuple(item for item in records.records if item.number not in dropped)
+        over = record.phase.is_final or (self.abort is not None and self.abort.number < record.number)
+        return Records(records=kept, abort=None if over else self.abort)
+
+
+class RecordStore(Protocol):
+    """Where the records of one stage on one target are kept."""
+
+    def load(self) -> tuple[Records, str]:
+        """Return the records and an etag for :meth:`save`.
+
+        :raises StoreError: if they cannot be read
+        """
+
+    def save(self, records: Records, etag: str) -> str:
+        """Replace the records that were loaded with ``etag`` and return the new etag.
+
+        :raises StoreError: if somebody else has written meanwhile, or they cannot be written
+        """
 
 
 class FileRecords:
@@ -135,9 +178,21 @@ class FileRecords:
 
         :raises StoreError: if somebody else has written meanwhile
         """
-        if self.load()[1] != etag:
-            message = f"{self._path} was changed by another run; see `shipctl status`, then run the same command again"
-            raise StoreError(message)
         body = records.model_dump_json(indent=1).encode()
-        write_atomic(self._path, body)
+        with self._lock():
+            if self.load()[1] != etag:
+                advice = "see `shipctl status`, then run the same command again"
+                raise StoreError(f"{self._path} was changed by another run; {advice}")
+            write_atomic(self._path, body)
         return hashlib.sha256(body).hexdigest()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep others from writing between a look and a write."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(flocked(self._path.with_suffix(".lock"), LOCK_SECONDS))
+            except TimeoutError:
+                message = f"another process writes {self._path} and does not finish; look for it, and end it"
+                raise StoreError(message) from None
+            yield

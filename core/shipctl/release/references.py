@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from shipctl.errors import PluginError, SpecError
 from shipctl.records import Record
-from shipctl.spec.problems import Location, Problems, listed, near, shorten
+from shipctl.spec.problems import Keys, Location, Part, Problems, listed, near, shorten
 from shipctl.spec.validation import add_validation_errors
 from shipctl.stages.base import API_VERSION
 
@@ -37,6 +37,51 @@ def _by_name(value: Any) -> Any:
 
 Named = Annotated[Reference, BeforeValidator(_by_name, json_schema_input_type=Reference | str)]
 """A field of options that names a plugin: its name alone will do."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a reference."""
+
+    keys: Keys
+    """Where, below the reference: ``("with", "port")``."""
+    message: str
+    part: Part = "value"
+
+
+class WrongReferenceError(SpecError):
+    """A plugin is named that there is none of, or its options are wrong."""
+
+    def __init__(self, message: str, reference: Reference, faults: tuple[Fault, ...]) -> None:
+        """``faults`` say in pieces what ``message`` says as a whole."""
+        super().__init__(message)
+        self.reference = reference
+        self.faults = faults
+
+
+def place_of(reference: Reference, tree: Any) -> Keys | None:
+    """Return where a reference stands in ``tree``, the options of a stage as they were written; None if nowhere."""
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(tree, Mapping):
+        if dict(tree) in (
+            {"uses": reference.uses, "with": reference.options},
+            _alone(reference, {"uses": reference.uses}),
+        ):
+            return ()
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
+    elif tree is not None and tree == _alone(reference, reference.uses):
+        return ()
+    for key, value in items:
+        below = place_of(reference, value) if key != "name" else None
+        if below is not None:
+            return (key, *below)
+    return None
+
+
+def _alone(reference: Reference, form: Any) -> Any:
+    """Return a form in which a plugin may be named that is given no options."""
+    return None if reference.options else form
 
 
 @dataclass(frozen=True)
@@ -61,7 +106,10 @@ class Kind(Generic[PluginT]):
         :raises PluginError: if the plugin does not work, or two distributions bring it
         """
         wanted = self._read(reference)
-        plugin = self.load(wanted.uses, installed)
+        try:
+            plugin = self.load(wanted.uses, installed)
+        except SpecError as exc:
+            raise WrongReferenceError(str(exc), wanted, (Fault(("uses",), str(exc)),)) from exc
         return plugin, self._options(plugin, wanted)
 
     def load(self, name: str, installed: Iterable[EntryPoint] | None = None) -> type[PluginT]:
@@ -109,7 +157,13 @@ class Kind(Generic[PluginT]):
 
     def _options(self, plugin: type[PluginT], wanted: Reference) -> Any:
         model: type[Record] = getattr(plugin, "options_model", Record)
-        return validated(model, wanted.options, f"{self.noun} {wanted.uses!r}")
+        whose = f"{self.noun} {wanted.uses!r}"
+        try:
+            return model.model_validate(dict(wanted.options))
+        except ValidationError as exc:
+            faults = _Faults(whose)
+            add_validation_errors(faults, exc, model, dict(wanted.options), ("with",))
+            raise WrongReferenceError(faults.text(), wanted, tuple(faults.found)) from exc
 
 
 def name_of(reference: str | Mapping[str, Any] | Reference) -> str:
@@ -130,10 +184,32 @@ def validated(model: type[RecordT], given: Mapping[str, Any], whose: str, where:
     try:
         return model.model_validate(dict(given))
     except ValidationError as exc:
-        problems = Problems(_Whose(whose))
-        add_validation_errors(problems, exc, model, dict(given), (where,))
-        problems.raise_if_any()
-        raise SpecError(f"{whose}: {exc}") from exc  # unreachable: each error is a problem
+        faults = _Faults(whose)
+        add_validation_errors(faults, exc, model, dict(given), (where,))
+        raise SpecError(faults.text()) from exc
+
+
+class _Faults(Problems):
+    """What is wrong with something that the spec names, each with where it stands below that."""
+
+    def __init__(self, whose: str) -> None:
+        super().__init__(_Whose(whose))
+        self._whose = whose
+        self.found: list[Fault] = []
+
+    def add(self, where: Location | Keys, message: str, part: Part = "value") -> None:
+        """Record a problem."""
+        super().add(where, message, part)
+        if not isinstance(where, Location):
+            self.found.append(Fault(where, f"{self._whose}: {message}", part))
+
+    def text(self) -> str:
+        """Return all of it, a line each."""
+        try:
+            self.raise_if_any()
+        except SpecError as exc:
+            return str(exc)
+        return f"{self._whose} is wrong"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,14 @@ class Situation:
         return copied or self.seen.traffic.weight(self.revision) > 0
 
     @property
+    def serving(self) -> bool:
+        """Whether the candidate does what it should: while replicas are replaced, some of it is always starting."""
+        replicas = self.seen.replicas.get(self.revision)
+        if self.strategy.surge is not None and self.state.phase is Phase.SHIFTING:
+            return replicas is not None and replicas.ready > 0
+        return self.seen.ready(self.revision)
+
+    @property
     def gone(self) -> bool:
         """Whether there was a stable revision, and no replica of it is ready."""
         replicas = self.seen.replicas.get(self.previous) if self.previous is not None else None
@@ -124,8 +132,8 @@ class Situation:
 
     @property
     def moved(self) -> bool:
-        """Whether the traffic is what this leg wants."""
-        return same(self.seen.traffic, self.want)
+        """Whether the traffic is what this leg wants, or as near to it as replicas allow."""
+        return same(self.seen.traffic if self.seen.asked is None else self.seen.asked, self.want)
 
     @property
     def deadline(self) -> float:

@@ -1,19 +1,24 @@
 """A release stage over the state machine: it looks at the target, measures, asks what to do, and does that one thing.
 
-A strategy's plugin adds nothing but options: see ``shipctl_plugins/deploy``.
+A strategy's plugin adds nothing but options: see ``shipctl_plugins/deploy``. What is done with a target that has an
+engine of its own is in :mod:`shipctl.release.following`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Generic, TypeVar
 
-from shipctl.errors import LockedError, SpecError, StageError
+from shipctl.errors import LockedError, SpecError
 from shipctl.processes import own_name
-from shipctl.release import measuring
+from shipctl.release import following, measuring
 from shipctl.release.budget import worst_case
+from shipctl.release.course import course, wanted
+from shipctl.release.delegated import DelegatedTarget
+from shipctl.release.following import Following
 from shipctl.release.options import StrategyInputs, StrategyOptions
+from shipctl.release.records import RecordStore
 from shipctl.release.rollout import Decision, Facts, Measurement, RolloutState, advance, retreat
 from shipctl.release.strategy import Strategy
 from shipctl.release.target import (
@@ -21,13 +26,14 @@ from shipctl.release.target import (
     Candidate,
     Capability,
     Preflight,
+    ReleaseTarget,
     StaleEpochError,
     Target,
 )
 from shipctl.release.targets import open_target, target_class, target_name
 from shipctl.stages.base import Phase, ReleaseStage, Serving, Step
 from shipctl.stages.context import CheckContext, ReleaseContext
-from shipctl.stages.verdicts import Outcome, Verdict
+from shipctl.stages.verdicts import Verdict
 
 OptionsT = TypeVar("OptionsT", bound=StrategyOptions)
 
@@ -58,6 +64,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
     def __init__(self, options: OptionsT) -> None:
         super().__init__(options)
         self._running: _Run | None = None
+        self._following: Following | None = None
 
     def target(self) -> str:
         """Return the target's name."""
@@ -86,25 +93,41 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         """
         cls, options = target_class(self.options.target)
         strategy = self.strategy()
-        missing = sorted(self._needed(strategy) - cls.capabilities)
-        if missing:
-            message = (
-                f"the target {self.target()} cannot do {', '.join(missing)}, which {strategy.name} needs"
-            )
-            raise SpecError(message)
-        cls.check(options, ctx)
+        delegated = issubclass(cls, DelegatedTarget)
+        if issubclass(cls, DelegatedTarget):
+            following.check(strategy, self.options, cls, options)
+        self._check_offered(strategy, cls.offers(options))
+        for leg in course(strategy):
+            refused = cls.refuses(options, wanted(strategy, leg, "candidate", "stable"))
+            if refused is not None:
+                raise SpecError(refused)
+        cls.check(options, replace(ctx, surge=strategy.surge))
         measuring.check(strategy, ctx)
         budget = ctx.objectives.budget.get("rollback")
         way = worst_case(
             strategy, lease_seconds=LEASE_SECONDS, query_timeout=measuring.query_seconds(strategy)
         )
+        way = following.noticed(strategy) if delegated else way
         if budget is not None and way.seconds > budget:
+            what = "telling the engine to go back" if delegated else "going back to the stable revision"
             message = (
-                f"going back to the stable revision can take {way.seconds:g} s ({way.arithmetic}), and "
+                f"{what} can take {way.seconds:g} s ({way.arithmetic}), and "
                 f"budget.rollback is {budget:g} s; shorten analysis.interval, or lower "
                 "analysis.failureLimit or analysis.consecutiveErrorLimit"
             )
             raise SpecError(message)
+
+    def _check_offered(self, strategy: Strategy, offers: frozenset[Capability]) -> None:
+        missing = sorted(self._needed(strategy) - offers)
+        if not missing:
+            return
+        message = f"the target {self.target()} cannot do {', '.join(missing)}, which {strategy.name} needs"
+        if Capability.ACCESS_LOG in missing:
+            message = (
+                f"the target {self.target()} has no access log on this machine, from which analysis.provider "
+                "access-log reads; set analysis.provider to another one, such as prometheus"
+            )
+        raise SpecError(message)
 
     def _needed(self, strategy: Strategy) -> frozenset[Capability]:
         needed = set(self.needs)
@@ -114,27 +137,56 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
             needed.add(Capability.HEADERS)
         if strategy.preview:
             needed.add(Capability.PREVIEW)
+        if strategy.analysis is not None and strategy.analysis.provider.uses == "access-log":
+            needed.add(Capability.ACCESS_LOG)
         return frozenset(needed)
 
     def preview(self, ctx: ReleaseContext) -> Sequence[str]:
         """Say what serves, how the candidate would take over, and what can be noticed on the way."""
         target = open_target(self.options.target, ctx)
-        strategy = self.strategy(ctx.intent)
+        if isinstance(target, DelegatedTarget):
+            return following.preview(self._quick(ctx), self.options, target, ctx)
+        target, strategy = _driven(target), self.strategy(ctx.intent)
         way = worst_case(
             strategy, target.shift_seconds(), LEASE_SECONDS, query_timeout=measuring.query_seconds(strategy)
         )
         lines = [*target.preview(ctx.revision), strategy.summary()]
         lines.append(f"back on the stable revision within {way.seconds:g} s at worst: {way.arithmetic}")
-        if Capability.WATCHDOG not in target.capabilities:
+        if Capability.WATCHDOG not in target.offers(target.options):
             lines.append("this target has no watchdog: if shipctl dies, traffic stays where it is")
         replayed = self.options.replay.rate if self.options.replay is not None else None
         return [*lines, *measuring.plan_lines(strategy, ctx, self.options.traffic or replayed)]
 
     # -- looking --------------------------------------------------------------------------------------------
 
+    def records(self, ctx: ReleaseContext) -> RecordStore | None:
+        """Return where the target keeps the records."""
+        return open_target(self.options.target, ctx).records()
+
+    def diff(self, inputs: StrategyInputs, ctx: ReleaseContext) -> Sequence[str]:
+        """Return what a release would change on what is live."""
+        target, candidate = open_target(self.options.target, ctx), _candidate(inputs, ctx)
+        if isinstance(target, DelegatedTarget):
+            return target.diff(candidate, self._quick(ctx))
+        return target.diff(candidate)
+
+    def manifests(self, inputs: StrategyInputs, ctx: ReleaseContext) -> dict[str, str]:
+        """Return what a release puts on the target."""
+        target, candidate = open_target(self.options.target, ctx), _candidate(inputs, ctx)
+        if isinstance(target, DelegatedTarget):
+            return target.manifests(candidate, self._quick(ctx))
+        return target.manifests(candidate)
+
+    def rights(self, ctx: ReleaseContext) -> dict[str, str]:
+        """Return what gives who runs shipctl the rights on the target."""
+        return open_target(self.options.target, ctx).rights()
+
     def in_place(self, inputs: StrategyInputs, ctx: ReleaseContext) -> bool:
         """Whether this revision is stable, whole, and answers everything."""
-        seen = open_target(self.options.target, ctx).observe(ctx.revision)
+        target = open_target(self.options.target, ctx)
+        if isinstance(target, DelegatedTarget):
+            return following.in_place(target, ctx.revision)
+        seen = _driven(target).observe(ctx.revision)
         return (
             seen.stable == ctx.revision
             and seen.ready(ctx.revision)
@@ -154,7 +206,13 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
     def step(
         self, state: RolloutState, inputs: StrategyInputs, ctx: ReleaseContext
     ) -> tuple[RolloutState, Step]:
-        """Look, measure if that is due, and do the one thing that comes next."""
+        """Look, measure if that is due, and do the one thing that comes next.
+
+        :raises StaleEpochError: if somebody else has the target now
+        """
+        delegated = self._delegated(inputs, ctx)
+        if delegated is not None:
+            return delegated.step(state, self._quick(ctx), ctx)
         run = self._run(inputs, ctx)
         strategy = self.strategy(ctx.intent)
         held = self._hold(run, ctx)
@@ -182,6 +240,9 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         self, state: RolloutState, inputs: StrategyInputs, ctx: ReleaseContext
     ) -> tuple[RolloutState, Step]:
         """Take the next step back."""
+        delegated = self._delegated(inputs, ctx)
+        if delegated is not None:
+            return delegated.abort(state, self._quick(ctx), ctx)
         run = self._run(inputs, ctx)
         held = self._hold(run, ctx)
         if held is not None:
@@ -191,13 +252,26 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         decision = retreat(strategy, ctx.revision, state, self._facts(run, ctx))
         return self._carried_out(run, decision)
 
+    def _quick(self, ctx: ReleaseContext) -> Strategy:
+        """Return how a release by an engine goes: to go back, it keeps to its kind of strategy, without steps."""
+        strategy = self.options.strategy()
+        return following.quick(strategy) if ctx.intent == "rollback" else strategy
+
+    def _delegated(self, inputs: StrategyInputs, ctx: ReleaseContext) -> Following | None:
+        """Return what follows the engine; None where there is none."""
+        if not issubclass(target_class(self.options.target)[0], DelegatedTarget):
+            return None
+        if self._following is None or self._following.candidate.revision != ctx.revision:
+            target = open_target(self.options.target, ctx)
+            assert isinstance(target, DelegatedTarget)  # noqa: S101  (of the class that was looked at)
+            replay = float(self.options.replay.rate) if self.options.replay is not None else None
+            self._following = Following(target, _candidate(inputs, ctx), replay)
+        return self._following
+
     def _run(self, inputs: StrategyInputs, ctx: ReleaseContext) -> _Run:
         if self._running is None or self._running.candidate.revision != ctx.revision:
-            target = open_target(self.options.target, ctx)
-            candidate = Candidate(
-                revision=ctx.revision, version=ctx.version, repository=inputs.repository, golden=inputs.golden
-            )
-            self._running = _Run(target=target, candidate=candidate)
+            target = _driven(open_target(self.options.target, ctx))
+            self._running = _Run(target=target, candidate=_candidate(inputs, ctx))
         return self._running
 
     def _hold(self, run: _Run, ctx: ReleaseContext) -> str | None:
@@ -253,19 +327,25 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
             run.measuring = measuring.measuring(strategy, run.target, run.candidate, ctx)
             run.measuring.renew = lambda: run.target.acquire(own_name())
         self._replay(run, on=True)
-        try:
-            return run.measuring.measure(state, facts.observation, facts.now)
-        except Exception as exc:  # noqa: BLE001  (whatever a provider raises, it said nothing)
-            text = str(exc) if isinstance(exc, StageError) else f"{type(exc).__name__}: {exc}"
-            verdict = Verdict(gate="analysis", outcome=Outcome.ERROR, message=text)
-            return Measurement(
-                outcome=Outcome.ERROR,
-                until=facts.now,
-                verdicts=(verdict,),
-                summary=text,
-                analysis=state.analysis,
-            )
+        return run.measuring.take(state, facts.observation, facts.now)
 
     def _replay(self, run: _Run, *, on: bool) -> None:
         if self.options.replay is not None:
             run.target.replay(run.candidate, float(self.options.replay.rate) if on else None)
+
+
+def _candidate(inputs: StrategyInputs, ctx: ReleaseContext) -> Candidate:
+    return Candidate(
+        revision=ctx.revision, version=ctx.version, repository=inputs.repository, golden=inputs.golden
+    )
+
+
+def _driven(target: ReleaseTarget) -> Target:
+    """Return a target that shipctl drives.
+
+    :raises SpecError: if it is of no kind that is known
+    """
+    if not isinstance(target, Target):
+        message = f"{type(target).__qualname__} is neither a Target nor a DelegatedTarget, so nothing can be released"
+        raise SpecError(message)
+    return target

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from shipctl.records import Record
 from shipctl.release.references import Named, Reference
+from shipctl.release.surge import Surge
 from shipctl.release.traffic import WHOLE, Mirror, Segment, Sticky
 from shipctl.spec.units import Duration, Percentage
 
@@ -299,10 +300,16 @@ class Strategy(Record):
     ab: AbOptions | None = Field(default=None, description="A/B: what is compared.")
     shadow: ShadowOptions | None = Field(default=None, description="Shadow: how far answers may differ.")
     promote: bool = Field(default=True, description="Shadow and A/B: whether a good result is promoted.")
+    surge: Surge | None = Field(
+        default=None,
+        description="Rolling: replicas are replaced within these bounds; None keeps all of both.",
+    )
 
     def summary(self) -> str:
         """Return one line for a plan: what comes after what."""
         parts = ["preflight"] if self.preflight else []
+        if self.surge is not None:
+            parts.append(f"maxSurge {self.surge.maxSurge}, maxUnavailable {self.surge.maxUnavailable}")
         parts += ["preview door"] if self.preview else []
         parts += [f"copies of {self.mirror:g} %"] if self.mirror is not None else []
         for index, step in enumerate(self.steps):

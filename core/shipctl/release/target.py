@@ -16,17 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from shipctl.errors import StageError
 from shipctl.records import Record
+from shipctl.release.surge import Surge
 from shipctl.release.traffic import Traffic
 from shipctl.stages.artifacts import Dataset, TritonRepository
 from shipctl.stages.base import Serving
 from shipctl.stages.context import CheckContext, ReleaseContext
 from shipctl.stages.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from shipctl.release.records import RecordStore
 
 TARGET_GROUP = "shipctl.targets"
 LEASE_SECONDS = 15.0
@@ -45,6 +49,7 @@ class Capability(StrEnum):
     MIRROR = "mirror"
     PREVIEW = "preview"
     WATCHDOG = "watchdog"
+    ACCESS_LOG = "access log"
 
 
 class TargetOptions(Record):
@@ -88,10 +93,19 @@ class Observation(Record):
     )
     replicas: dict[str, Replicas] = Field(default_factory=dict, description="Per revision that has any.")
     traffic: Traffic = Field(default_factory=Traffic, description="The effective traffic.")
+    asked: Traffic | None = Field(
+        default=None,
+        description="The distribution that the effective one is a rounding of, where replicas allow no other; None "
+        "where the effective one is what was asked for, or is not yet.",
+    )
     shifted: float | None = Field(
         default=None, description="When the effective traffic last changed, seconds since the epoch."
     )
     epoch: int = Field(default=0, ge=0, description="The lease's number.")
+    rescued: bool = Field(
+        default=False,
+        description="Whether a watchdog has put the traffic where it is: nobody held the lease.",
+    )
 
     def ready(self, revision: str | None) -> bool:
         """Whether a revision may get traffic: all its replicas are there, ready, and what they should be."""
@@ -102,6 +116,10 @@ class Prepare(Record):
     """Put the candidate on the target and start its replicas, without any traffic. Returns at once."""
 
     kind: Literal["prepare"] = "prepare"
+    surge: Surge | None = Field(
+        default=None,
+        description="How many replicas to begin with; None for all that the revision is to have.",
+    )
 
 
 class Preflight(Record):
@@ -115,6 +133,11 @@ class Shift(Record):
 
     kind: Literal["shift"] = "shift"
     traffic: Traffic
+    surge: Surge | None = Field(
+        default=None,
+        description="Replace replicas by others within these bounds, and let the traffic follow: the act is asked for "
+        "again until the traffic is what was asked for. None: nobody loses replicas.",
+    )
 
 
 class Commit(Record):
@@ -142,8 +165,12 @@ class Applied(Record):
     verdicts: tuple[Verdict, ...] = Field(default=(), description="What a preflight found.")
 
 
-class Target(ABC):
-    """One target as one release stage of one pipeline uses it. Every act looks first and does what is missing."""
+class ReleaseTarget(ABC):
+    """What every target has: it can be looked at, and stopped.
+
+    See :class:`Target` for those that shipctl drives, and :class:`shipctl.release.delegated.DelegatedTarget` for those
+    that have an engine of their own.
+    """
 
     api_version: ClassVar[int] = 1
     options_model: ClassVar[type[TargetOptions]] = TargetOptions
@@ -153,6 +180,16 @@ class Target(ABC):
         self.options = options
         self.ctx = ctx
 
+    @classmethod
+    def offers(cls, options: Any) -> frozenset[Capability]:  # noqa: ARG003  (what has parts looks at it)
+        """Return what it can do with these options: all of ``capabilities``, unless its parts differ in that."""
+        return cls.capabilities
+
+    @classmethod
+    def refuses(cls, options: Any, traffic: Traffic) -> str | None:  # noqa: ARG003  (what has parts looks at them)
+        """Say why requests cannot be distributed so with these options, and what to do instead; None if they can."""
+        return None
+
     @classmethod  # noqa: B027  (not every one has anything to look at)
     def check(cls, options: Any, ctx: CheckContext) -> None:
         """Look, before anything has run, whether the target can be reached and has what it takes.
@@ -160,6 +197,66 @@ class Target(ABC):
         :raises ShipctlError: :class:`UnavailableError` for what is missing, :class:`SpecError` for what the spec
             would have to say differently
         """
+
+    def records(self) -> RecordStore | None:
+        """Return where the records of this stage's releases are kept with the target, so that any machine goes on.
+
+        None: on this machine, below `.shipctl/targets`.
+        """
+        return None
+
+    def preview(self, candidate: str) -> Sequence[str]:
+        """Say, a line each, what a release would change here. Reads only."""
+        return ()
+
+    def diff(self, candidate: Candidate) -> Sequence[str]:
+        """Return the lines of a unified diff from what is live to what a release of ``candidate`` would make of it.
+
+        Reads only; empty where there is nothing to compare.
+
+        :raises StageError: if the target cannot be asked
+        """
+        return ()
+
+    def manifests(self, candidate: Candidate) -> dict[str, str]:
+        """Return relative path to text of what a release of ``candidate`` puts on the target; nothing is asked."""
+        return {}
+
+    def rights(self) -> dict[str, str]:
+        """Return relative path to text of what gives who runs shipctl the rights that it needs; nothing is asked."""
+        return {}
+
+    @abstractmethod
+    def endpoints(self) -> dict[str, str]:
+        """Return protocol to address of the door, and of what metric providers read (``metrics/<replica>``, …)."""
+
+    @abstractmethod
+    def status(self) -> Sequence[Serving]:
+        """Return what serves."""
+
+    @abstractmethod
+    def down(self) -> Sequence[str]:
+        """Stop all of this pipeline here and say, a line each, what was stopped."""
+
+    def versions(self) -> dict[str, str]:
+        """Return revision to the version number that its servers use for it, for metric providers."""
+        return {}
+
+    def metric_labels(self) -> dict[str, dict[str, str]]:
+        """Return revision to the labels by which its series are told from another's, beside model and version."""
+        return {}
+
+    @property
+    def logs(self) -> Path | None:
+        """Where the door's logs lie, for providers on this machine; None where there are none."""
+        return None
+
+    def replay(self, candidate: Candidate, rate: float | None) -> None:  # noqa: B027  (not every target can)
+        """Send golden samples through the door, ``rate`` requests per second, from now on; None stops that."""
+
+
+class Target(ReleaseTarget):
+    """One target as one release stage of one pipeline uses it. Every act looks first and does what is missing."""
 
     @abstractmethod
     def acquire(self, holder: str) -> int:
@@ -187,34 +284,6 @@ class Target(ABC):
         :raises StageError: if it cannot be done
         """
 
-    def preview(self, candidate: str) -> Sequence[str]:
-        """Say, a line each, what a release would change here. Reads only."""
-        return ()
-
-    @abstractmethod
-    def endpoints(self) -> dict[str, str]:
-        """Return protocol to address of the door, and of what metric providers read (``metrics/<replica>``, …)."""
-
-    @abstractmethod
-    def status(self) -> Sequence[Serving]:
-        """Return what serves."""
-
-    @abstractmethod
-    def down(self) -> Sequence[str]:
-        """Stop all of this pipeline here and say, a line each, what was stopped."""
-
     def shift_seconds(self) -> float:
         """Return how long a shift takes to be in effect at worst, for the arithmetic of the way back."""
         return 1.0
-
-    def versions(self) -> dict[str, str]:
-        """Return revision to the version number that its servers use for it, for metric providers."""
-        return {}
-
-    @property
-    def logs(self) -> Path | None:
-        """Where the door's logs lie, for providers on this machine; None where there are none."""
-        return None
-
-    def replay(self, candidate: Candidate, rate: float | None) -> None:  # noqa: B027  (not every target can)
-        """Send golden samples through the door, ``rate`` requests per second, from now on; None stops that."""

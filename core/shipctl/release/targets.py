@@ -7,10 +7,10 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from shipctl.release.references import Kind, Reference, name_of
-from shipctl.release.target import TARGET_GROUP, Target
+from shipctl.release.target import TARGET_GROUP, ReleaseTarget
 from shipctl.stages.context import CheckContext, ReleaseContext
 
-TARGETS: Kind[Target] = Kind(TARGET_GROUP, Target, "target")  # type: ignore[type-abstract]
+TARGETS: Kind[ReleaseTarget] = Kind(TARGET_GROUP, ReleaseTarget, "target")  # type: ignore[type-abstract]
 
 
 def target_name(reference: str | Mapping[str, Any] | Reference) -> str:
@@ -20,7 +20,7 @@ def target_name(reference: str | Mapping[str, Any] | Reference) -> str:
 
 def target_class(
     reference: str | Mapping[str, Any] | Reference, installed: Iterable[EntryPoint] | None = None
-) -> tuple[type[Target], Any]:
+) -> tuple[type[ReleaseTarget], Any]:
     """Return the class of the target that is meant, and its options; ``installed`` is for tests.
 
     :raises SpecError: if it is not installed, or its options are wrong
@@ -33,7 +33,7 @@ def open_target(
     reference: str | Mapping[str, Any] | Reference,
     ctx: ReleaseContext,
     installed: Iterable[EntryPoint] | None = None,
-) -> Target:
+) -> ReleaseTarget:
     """Return the target that is meant. Nothing is connected or started yet.
 
     :raises SpecError: as :func:`target_class`

@@ -25,13 +25,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import Field
 
 from shipctl.records import Record
 from shipctl.stages.context import CheckContext, JudgeContext, ReleaseContext, StageContext
 from shipctl.stages.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from shipctl.release.records import RecordStore
 
 API_VERSION = 1
 """Version of this contract. It moves when a plugin written for the old one would break."""
@@ -235,6 +238,22 @@ class ReleaseStage(_Plugin, Generic[OptionsT, InputsT, StateT]):
     def preview(self, ctx: ReleaseContext) -> Sequence[str]:
         """Say, a line each, what would change on the target. Reads only."""
         return ()
+
+    def records(self, ctx: ReleaseContext) -> RecordStore | None:
+        """Return where the target keeps the records of this stage's releases; None for a file on this machine."""
+        return None
+
+    def diff(self, inputs: InputsT, ctx: ReleaseContext) -> Sequence[str]:
+        """Return the lines of a unified diff from what is live to what a release would make of it. Reads only."""
+        return ()
+
+    def manifests(self, inputs: InputsT, ctx: ReleaseContext) -> dict[str, str]:
+        """Return relative path to text of what a release puts on the target. Asks nobody."""
+        return {}
+
+    def rights(self, ctx: ReleaseContext) -> dict[str, str]:
+        """Return relative path to text of what gives who runs shipctl the rights on its target. Asks nobody."""
+        return {}
 
     @abstractmethod
     def in_place(self, inputs: InputsT, ctx: ReleaseContext) -> bool:

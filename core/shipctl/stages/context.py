@@ -16,6 +16,8 @@ from shipctl.stages.verdicts import Verdict
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from shipctl.release.surge import Surge
+
 
 class LineageNode(Record):
     """One stage above another, as it went: what it took, what it made, what its gates said."""
@@ -107,6 +109,10 @@ class CheckContext:
     """The spec's `store`, None for the project's own."""
     base: Path = Path()
     """The folder that relative paths of the spec (and of its `store`) are relative to."""
+    environment: str | None = None
+    """The environment that is planned for (`-e`), None for none."""
+    surge: Surge | None = None
+    """For targets: how few replicas may be added at a time; None where a candidate has all of its own."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 CHUNK = 1 << 20
 _PROCESS = secrets.token_hex(4)
 _COUNTER = itertools.count()
+_POLL = 0.02
 
 
 def hash_file(path: Path, forbidden: Sequence[bytes] = ()) -> tuple[str, int, bytes | None]:
@@ -57,6 +60,30 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         twin.replace(path)
     if durable:
         sync_file(path.parent)
+
+
+@contextmanager
+def flocked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the flock(2) of a file, which is made if need be; the kernel lets go of it when its holder dies.
+
+    :raises TimeoutError: if it is not free within ``seconds``
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    message = f"{path} is locked for more than {seconds:g} s"
+                    raise TimeoutError(message) from None
+                time.sleep(_POLL)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ a store by one that has a fixture `store`::
 
     class TestMyStore(StoreConformance): ...
 
-(likewise :class:`TargetConformance`, :class:`RouterConformance` and :class:`MetricProviderConformance`), and the
-fixtures come with one line in `conftest.py`::
+(likewise :class:`TargetConformance`, :class:`DelegatedConformance`, :class:`RouterConformance` and
+:class:`MetricProviderConformance`), and the fixtures come with one line in `conftest.py`::
 
     pytest_plugins = ["shipctl.testing.fixtures"]
 
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shipctl.testing.conformance import StageConformance
+    from shipctl.testing.delegated import DelegatedConformance
     from shipctl.testing.metrics import MetricProviderConformance
     from shipctl.testing.routers import RouterConformance
     from shipctl.testing.samples import sealed, tiny_dataset, tiny_onnx_model
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from shipctl.testing.targets import TargetConformance
 
 __all__ = [
+    "DelegatedConformance",
     "MetricProviderConformance",
     "RouterConformance",
     "StageConformance",
@@ -51,6 +53,7 @@ _SUITES = {
     "MetricProviderConformance": "shipctl.testing.metrics",
     "RouterConformance": "shipctl.testing.routers",
     "TargetConformance": "shipctl.testing.targets",
+    "DelegatedConformance": "shipctl.testing.delegated",
 }
 _BENEATH = ("shipctl.testing.routers",)
 """What suites import of each other."""

@@ -188,7 +188,8 @@ class Prometheus(MetricProvider):
         return {name: render(template, values) for name, template in templates.items() if template}
 
     def _values(self, revision: str, since: float, until: float) -> Mapping[str, str]:
-        labels = "".join(f',{name}="{quoted(value)}"' for name, value in self.options.labels.items())
+        told = {**self.ctx.labels.get(revision, {}), **self.options.labels}
+        labels = "".join(f',{name}="{quoted(value)}"' for name, value in told.items())
         values = {
             "model": quoted(self.ctx.model),
             "version": quoted(self.ctx.versions[revision]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shipctl import Phase, StoreError
-from shipctl.release.records import KEEP, FileRecords, Records, ReleaseRecord
+from shipctl.release.records import KEEP, AbortWish, FileRecords, Records, ReleaseRecord
+from shipctl.store.files import flocked
 
 
 def record(
@@ -85,6 +88,49 @@ def test_of_two_writers_the_second_is_told(tmp_path: Path) -> None:
     assert file.load() == (theirs, new)
     file.save(mine, new)
     assert file.load()[0] == mine
+
+
+def test_of_many_writers_at_once_none_is_lost(tmp_path: Path) -> None:
+    """Each looks, and writes one more: a write between another one's look and its write would be lost."""
+
+    def write(count: int) -> None:
+        file, done = FileRecords(tmp_path, "pipeline", "stage"), 0
+        while done < count:
+            records, etag = file.load()
+            with suppress(StoreError):
+                file.save(records.put(record(len(records.records) + 1)), etag)
+                done += 1
+
+    threads = [threading.Thread(target=write, args=(10,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(FileRecords(tmp_path, "pipeline", "stage").load()[0].records) == 40
+
+
+def test_a_writer_that_hangs_is_told_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shipctl.release.records.LOCK_SECONDS", 0.1)
+    file = FileRecords(tmp_path, "pipeline", "stage")
+    etag = file.save(Records().put(record(1)), "")
+    place = tmp_path / "releases" / "pipeline"
+    with flocked(place / "stage.lock", 0), pytest.raises(StoreError) as caught:
+        file.save(Records().put(record(2)), etag)
+    assert str(caught.value) == (
+        f"another process writes {place / 'stage.json'} and does not finish; look for it, and end it"
+    )
+    assert file.load()[1] == etag
+
+
+def test_a_wish_to_abort_stays_until_its_release_ends() -> None:
+    wish = AbortWish(number=2, reason="wrong build")
+    records = Records(records=(record(1), record(2, phase=Phase.SHIFTING)), abort=wish)
+    assert records.put(record(2, phase=Phase.ANALYSING)).abort == wish
+    assert records.put(record(2, phase=Phase.ABORTING)).abort == wish
+    assert records.put(record(2, phase=Phase.ROLLED_BACK)).abort is None
+    assert records.put(record(3, phase=Phase.PENDING)).abort is None
 
 
 def test_records_of_pipelines_and_stages_are_apart(tmp_path: Path) -> None:

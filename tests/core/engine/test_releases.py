@@ -257,7 +257,7 @@ def test_rollback_of_an_unfinished_release_aborts_it(project: EngineProject) -> 
     release(project, "2.0.0", options="fail_at: promoting, fail_how: pause").apply()
     run = rollback(project)
     assert (run.phases, serving(project)) == (["rolled-back"], "1.0.0")
-    assert run.messages["d"] == "rolled back by hand; 1.0.0 serves"
+    assert run.messages["d"] == "aborted: rolled back by hand; 1.0.0 serves"
 
 
 def test_a_rollback_checks_what_it_ships(project: EngineProject) -> None:

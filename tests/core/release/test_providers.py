@@ -193,7 +193,7 @@ def test_targets_are_found_in_the_same_way(points: Callable[..., list[EntryPoint
         target_class("hosts", installed)
     with pytest.raises(SpecError, match=r"^target 'host': 'host' is missing in with; add it$"):
         target_class("host", installed)
-    with pytest.raises(PluginError, match=r"is not a subclass of shipctl\.Target$"):
+    with pytest.raises(PluginError, match=r"is not a subclass of shipctl\.ReleaseTarget$"):
         target_class("provider", installed)
 
 

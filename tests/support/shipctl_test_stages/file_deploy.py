@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shipctl import Phase, ReleaseContext, ReleaseStage, ReleaseState, Serving, StageError, StageOptions, Step
+from shipctl.release.records import FileRecords, RecordStore
 from shipctl_test_stages.basic import OneThing
 from shipctl_test_stages.tracing import kill_point, trace
 
@@ -29,6 +30,8 @@ class Options(StageOptions):
     wait: float = Field(default=0.0, description="Seconds asked for between steps.")
     ask_at: str = Field(default="", description="The phase before which people are asked.")
     asks: str = Field(default="promote", description="What they are asked.")
+    watch: float = Field(default=0.0, description="Seconds that it is watched for after its promotion.")
+    shared: str = Field(default="", description="The target's folder, and its records', of every machine.")
 
 
 class State(ReleaseState):
@@ -37,6 +40,7 @@ class State(ReleaseState):
     reached: Phase = Field(default=Phase.PENDING, description="The last phase that is complete.")
     before: dict[str, str] | None = Field(default=None, description="What served before.")
     aborts: int = Field(default=0, description="Calls of abort.")
+    promoted: float = Field(default=0.0, description="When it was promoted, in seconds since the epoch.")
 
 
 class FileDeploy(ReleaseStage[Options, OneThing, State]):
@@ -46,6 +50,10 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
 
     def target(self) -> str:
         return self.options.target
+
+    def records(self, ctx: ReleaseContext) -> RecordStore | None:
+        shared = self.options.shared
+        return FileRecords(Path(shared), ctx.pipeline, ctx.stage) if shared else None
 
     def preview(self, ctx: ReleaseContext) -> Sequence[str]:
         serving = self._serving(ctx)
@@ -58,6 +66,11 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
     def step(self, state: State, inputs: OneThing, ctx: ReleaseContext) -> tuple[State, Step]:
         phase = ORDER[ORDER.index(state.reached) + 1]
         kill_point(f"before {phase}")
+        left = state.promoted + self.options.watch - ctx.now()
+        if phase is Phase.DONE and left > 0:
+            return state, Step(
+                phase=Phase.WATCHING, message=f"watching {ctx.version}", requeue=min(left, 0.2)
+            )
         if phase == self.options.fail_at:
             failed = self._fail(state, phase)
             if failed is not None:
@@ -80,6 +93,7 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
                 "revision": ctx.revision, "version": ctx.version, "text": inputs.thing.path.read_text(),
             }  # fmt: skip
             self._effect(ctx, phase, "serving.json", json.dumps(serving))
+            state = state.model_copy(update={"promoted": ctx.now()})
         kill_point(f"inside {phase}")
         state = state.model_copy(update={"reached": phase})
         return state, Step(phase=phase, message=f"{phase} {ctx.version}", requeue=self.options.wait)
@@ -87,7 +101,7 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
     def abort(self, state: State, inputs: OneThing, ctx: ReleaseContext) -> tuple[State, Step]:
         kill_point("inside abort")
         state = state.model_copy(update={"aborts": state.aborts + 1})
-        counter = ctx.target_dir / "aborts"
+        counter = self._folder(ctx) / "aborts"
         done = int(counter.read_text()) if counter.exists() else 0
         counter.write_text(str(done + 1))
         if done < self.options.fail_aborts:
@@ -97,7 +111,7 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
         if state.before is not None:
             self._effect(ctx, Phase.ABORTING, "serving.json", json.dumps(state.before))
             return state, Step(phase=Phase.ROLLED_BACK, message=f"{state.before['version']} serves")
-        (ctx.target_dir / "serving.json").unlink(missing_ok=True)
+        (self._folder(ctx) / "serving.json").unlink(missing_ok=True)
         return state, Step(phase=Phase.REJECTED, message="nothing serves")
 
     def status(self, ctx: ReleaseContext) -> Sequence[Serving]:
@@ -110,14 +124,14 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
                 version=found["version"],
                 revision=found["revision"],
                 since=0,
-                healthy=not (ctx.target_dir / "ill").exists(),
-                details={"weight": (ctx.target_dir / "weight").read_text()[:8]},
+                healthy=not (self._folder(ctx) / "ill").exists(),
+                details={"weight": (self._folder(ctx) / "weight").read_text()[:8]},
             )
         ]
 
     def down(self, ctx: ReleaseContext) -> Sequence[str]:
         found = self._serving(ctx)
-        (ctx.target_dir / "serving.json").unlink(missing_ok=True)
+        (self._folder(ctx) / "serving.json").unlink(missing_ok=True)
         return [f"stopped {found['version']}"] if found else []
 
     def _fail(self, state: State, phase: Phase) -> tuple[State, Step] | None:
@@ -127,14 +141,15 @@ class FileDeploy(ReleaseStage[Options, OneThing, State]):
         phases = {"abort": Phase.ABORTING, "reject": Phase.REJECTED, "pause": Phase.PAUSED}
         return state, Step(phase=phases[self.options.fail_how], message=message)
 
-    @staticmethod
-    def _serving(ctx: ReleaseContext) -> dict[str, Any] | None:
-        path = ctx.target_dir / "serving.json"
+    def _serving(self, ctx: ReleaseContext) -> dict[str, Any] | None:
+        path = self._folder(ctx) / "serving.json"
         return dict(json.loads(path.read_text())) if path.exists() else None
 
-    @staticmethod
-    def _effect(ctx: ReleaseContext, phase: Phase, name: str, content: str) -> None:
-        path: Path = ctx.target_dir / name
+    def _effect(self, ctx: ReleaseContext, phase: Phase, name: str, content: str) -> None:
+        path: Path = self._folder(ctx) / name
         if not path.exists() or path.read_text() != content:
             path.write_text(content)
             trace(f"effect {phase} {ctx.version}")
+
+    def _folder(self, ctx: ReleaseContext) -> Path:
+        return Path(self.options.shared) if self.options.shared else ctx.target_dir

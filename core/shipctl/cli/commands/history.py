@@ -11,6 +11,7 @@ import click
 
 from shipctl.cli.output import Output, common_options, json_option, limit_option
 from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.registering import clean
 from shipctl.cli.releasing import release_line
 from shipctl.cli.specfile import find_spec
 from shipctl.errors import SpecError
@@ -48,6 +49,8 @@ def command(
 ) -> None:
     """Show runs and releases, newest first; releases of all environments, or of the one that is chosen.
 
+    Records that a target keeps itself, for every machine, are asked of it.
+
     The audit log is kept in the store that the spec publishes to. Its entries are chained by their digests, so that
     one that was changed or taken out is found; note the digest of the newest elsewhere to find a log that was cut.
     """
@@ -76,7 +79,13 @@ def command(
     registry = Registry()
     releases: list[ReleaseLine] = []
     if any(issubclass(registry.load(stage.uses), ReleaseStage) for stage in loaded.spec.stages):
-        found = history(path, environment=environment, overrides=overrides, registry=registry)
+        found = history(
+            path,
+            environment=environment,
+            overrides=overrides,
+            registry=registry,
+            complain=lambda problem: output.complain(clean(problem), label="warning"),
+        )
         releases = [
             release_line(row.stage, row.target, row.record, serves=row.serves, environment=row.environment)
             for row in found[:limit]

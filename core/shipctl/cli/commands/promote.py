@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.running import display_options, watched
+from shipctl.cli.running import display_options, if_running_option, lock_timeout_option, watched
 from shipctl.cli.specfile import find_spec
-from shipctl.cli.types import DURATION, PATH
+from shipctl.cli.types import PATH
+
+if TYPE_CHECKING:
+    from shipctl.engine.standing_by import IfRunning
 
 
 @click.command("promote")
@@ -24,13 +28,8 @@ from shipctl.cli.types import DURATION, PATH
     multiple=True,
     help="Override a value of the spec, such as vars.registry=…; repeatable.",
 )
-@click.option(
-    "--lock-timeout",
-    metavar="DURATION",
-    type=DURATION,
-    default=0.0,
-    help="Wait this long for another run of the project.",
-)
+@lock_timeout_option
+@if_running_option
 @click.option("--retry", is_flag=True, help="Release again what was rolled back there before.")
 @display_options
 @json_option
@@ -42,6 +41,7 @@ def command(
     stage: str | None,
     overrides: tuple[str, ...],
     lock_timeout: float,
+    if_running: IfRunning,
     retry: bool,  # noqa: FBT001
     display: str | None,
     events: Path | None,
@@ -64,6 +64,8 @@ def command(
             stage=stage,
             overrides=overrides,
             lock_timeout=lock_timeout,
+            if_running=if_running,
+            say=output.say,
             retry=retry,
         )
     for problem in (*hooks.problems, *done.result.warnings):

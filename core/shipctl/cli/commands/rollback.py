@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.planning import environment_options, spec_argument
-from shipctl.cli.running import display_options, finish, watched
+from shipctl.cli.running import display_options, finish, if_running_option, lock_timeout_option, watched
 from shipctl.cli.specfile import find_spec
-from shipctl.cli.types import DURATION
+
+if TYPE_CHECKING:
+    from shipctl.engine.standing_by import IfRunning
 
 
 @click.command("rollback")
@@ -20,13 +23,8 @@ from shipctl.cli.types import DURATION
     "--to", metavar="VERSION|REVISION", help="Which release; the one before what serves by default."
 )
 @click.option("--stage", metavar="STAGE", help="Which release stage, where the spec has several.")
-@click.option(
-    "--lock-timeout",
-    metavar="DURATION",
-    type=DURATION,
-    default=0.0,
-    help="Wait this long for another run of the project.",
-)
+@lock_timeout_option
+@if_running_option
 @display_options
 @json_option
 @common_options
@@ -37,16 +35,18 @@ def command(
     to: str | None,
     stage: str | None,
     lock_timeout: float,
+    if_running: IfRunning,
     display: str | None,
     events: Path | None,
 ) -> None:
     """Serve an earlier release again.
 
-    A release that is still under way is aborted instead. What was left is not released again by `apply`
-    without --retry.
+    A release that is still under way is aborted instead, by the process that drives it. What was left is not released
+    again by `apply` without --retry.
     """
     from shipctl.engine.operations import rollback
 
+    output = Output.current()
     path = find_spec(spec)
     with watched(display, events) as hooks:
         result = rollback(
@@ -57,5 +57,7 @@ def command(
             environment=environment,
             overrides=overrides,
             lock_timeout=lock_timeout,
+            if_running=if_running,
+            say=output.say,
         )
-    finish(Output.current(), result, hooks)
+    finish(output, result, hooks)

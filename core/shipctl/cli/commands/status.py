@@ -10,7 +10,7 @@ import click
 
 from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.planning import environment_options, spec_argument
-from shipctl.cli.releasing import release_line
+from shipctl.cli.releasing import details_of, endpoints_of, release_line
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import DURATION
 
@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Show what serves, since when, from which digest.
 
-    The targets of the spec's release stages are asked; nothing is changed. With --json and --watch, the document is
-    that of the end.
+    The targets of the spec's release stages are asked; nothing is changed. Where metrics are read, processes and logs
+    are shown with -v, and always with --json; with --watch, that document is the one of the end.
     """
     from shipctl.cli.documents.runs import StatusDocument
     from shipctl.engine.operations import looking
@@ -63,8 +63,10 @@ def command(
     else:
         found = look()
     targets = tuple(target_line(item) for item in found)
-    for line in [line for target in targets for line in target_lines(target, time.time())]:
-        output.result(line)
+    verbose = output.verbosity > 0
+    for target in targets:
+        for line in target_lines(target, time.time(), verbose=verbose):
+            output.result(line)
     output.document(StatusDocument(targets=targets))
 
 
@@ -91,7 +93,7 @@ def target_line(found: TargetStatus) -> TargetLine:
     )
 
 
-def target_lines(target: TargetLine, now: float) -> list[str]:
+def target_lines(target: TargetLine, now: float, *, verbose: bool = False) -> list[str]:
     """Write what a target serves."""
     where = f"{target.target} in {target.environment}" if target.environment else target.target
     head = f"{click.style(target.stage, bold=True)} on {where}: "
@@ -100,22 +102,22 @@ def target_lines(target: TargetLine, now: float) -> list[str]:
     elif not target.serving:
         lines = [f"{head}nothing serves"]
     else:
-        lines = [line for item in target.serving for line in _serving(head, item, now)]
+        lines = [line for item in target.serving for line in _serving(head, item, now, verbose=verbose)]
     last = target.last
     if last is not None and not last.serves:
         lines.append(f"  last release  {last.version} ({last.revision[:12]}) {last.phase}: {last.message}")
     return lines
 
 
-def _serving(head: str, item: Serving, now: float) -> list[str]:
+def _serving(head: str, item: Serving, now: float, *, verbose: bool) -> list[str]:
     from shipctl.report import text
 
     health = click.style("healthy", fg="green") if item.healthy else click.style("does not answer", fg="red")
     facts = {
         "revision": item.revision,
         "since": f"{text.moment(item.since)} ({text.duration(max(0.0, now - item.since))})",
-        **item.endpoints,
-        **item.details,
+        **endpoints_of(item, verbose=verbose),
+        **details_of(item, verbose=verbose),
     }
     width = max(map(len, facts))
     return [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
+from shipctl.cli.planning import environment_options
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import PATH
 from shipctl.errors import ShipctlError
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 @click.command("validate")
 @click.argument("specs", metavar="[SPEC]...", nargs=-1, type=PATH)
+@environment_options
 @json_option
 @common_options
-def command(specs: tuple[Path, ...]) -> None:
+def command(specs: tuple[Path, ...], environment: str | None, overrides: tuple[str, ...]) -> None:
     """Check specs: form, stages, options, edges and files.
 
     Every problem comes with file, line and column; problems are looked for in all specs before the command
-    ends with 2.
+    ends with 2. With -e they are checked as that environment has them.
     """
     from shipctl.engine.pipeline import prepare
 
@@ -34,7 +36,7 @@ def command(specs: tuple[Path, ...]) -> None:
     wrong: dict[Path, ShipctlError] = {}
     for path in found:
         try:
-            prepare(path)
+            prepare(path, environment=environment, overrides=overrides)
         except ShipctlError as exc:
             wrong[path] = exc
             click.echo(str(exc), err=True)

@@ -26,6 +26,7 @@ from shipctl.cli.documents.registry import (
     RegistryVersionDocument,
     RetireDocument,
 )
+from shipctl.cli.documents.rendering import DiffDocument, RenderDocument
 from shipctl.cli.documents.runs import (
     DownDocument,
     ErrorDocument,
@@ -35,6 +36,7 @@ from shipctl.cli.documents.runs import (
     RunDocument,
     StatusDocument,
     ValidateDocument,
+    WatchDocument,
 )
 from shipctl.cli.documents.stages import (
     StageDocument,
@@ -45,12 +47,15 @@ EVERY_DOCUMENT: dict[str, type[Document]] = {
     "error": ErrorDocument,
     "validate": ValidateDocument,
     "plan": PlanDocument,
+    "render": RenderDocument,
+    "diff": DiffDocument,
     "run": RunDocument,
     "status": StatusDocument,
     "approvals": PendingDocument,
     "approval": DecisionDocument,
     "promote": PromoteDocument,
     "abort": AbortDocument,
+    "watch": WatchDocument,
     "down": DownDocument,
     "history": HistoryDocument,
     "audit": AuditDocument,

@@ -72,6 +72,15 @@ class RunDocument(Document):
     warnings: tuple[str, ...] = Field(default=(), description="What did not keep it from going on.")
 
 
+class WatchDocument(Document):
+    """`shipctl watch --json`."""
+
+    document: Literal["shipctl.watch/1"] = named("shipctl.watch/1")
+    exit_code: int = Field(description="What the process exits with.")
+    message: str = Field(description="One line for a person.")
+    runs: tuple[str, ...] = Field(description="The ids of the runs that it was, for `shipctl report`.")
+
+
 class TargetLine(Record):
     """What one release stage's target serves."""
 
