@@ -9,7 +9,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 SPEC ?= specs/digits.yaml
 # What is installed. Without torch (`EXTRAS=cpu,optimize,triton,s3,evidence`) its stages say so, and its tests are skipped.
-EXTRAS ?= cpu,torch,optimize,triton,s3,evidence,mlflow,kubernetes
+EXTRAS ?= cpu,torch,optimize,triton,s3,evidence,mlflow,kubernetes,kubernetes-lint
 # The first interpreter that really runs and can make environments: version managers put shims on PATH for versions
 # that are not installed, and Debian splits off the modules that venv needs.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \

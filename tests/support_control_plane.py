@@ -324,7 +324,7 @@ class _Programs:
 
 
 def _established(kube: Kube, name: str) -> bool:
-    conditions = kube.get("CustomResourceDefinition", name).get("status", {}).get("conditions", [])
+    conditions = kube.get("CustomResourceDefinition", name).get("status", {}).get("conditions") or []
     return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
 
 

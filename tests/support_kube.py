@@ -177,7 +177,7 @@ class Kube:
         answer = self._pool.request(
             method,
             f"{self.url}{path}" + (f"?{urlencode(given)}" if given else ""),
-            body=None if body is None else json.dumps(body),
+            body=None if body is None else json.dumps(body, ensure_ascii=False),
             headers={**self._headers, "Content-Type": content_type, "Accept": "application/json"},
         )
         text = answer.data.decode()

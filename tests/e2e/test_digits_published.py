@@ -169,6 +169,13 @@ def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
     classes = served_from_bucket(rgw, tags["triton-repository"], production.root / "direct", golden)
     assert classes == golden["label"].tolist()
 
+    # What each spec for a cluster would put there holds against the schemas, and reads from that bucket.
+    for spec in sorted((production.root / "specs/kubernetes").glob("*.yaml")):
+        name = f"specs/kubernetes/{spec.name}"
+        production.shipctl("apply", name, "--until", "unpack")
+        rendered = production.shipctl("render", name)
+        assert f"/{bucket}/team/repositories/" in rendered, name
+
     # The second version takes over; the first one stays, and anybody can go back.
     write_second_version(
         ci.root / "specs/models/digits.safetensors", ci.root / "specs/models/second.safetensors"

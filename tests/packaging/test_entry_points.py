@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from shipctl.release.metrics import MetricProvider
-from shipctl.release.target import Target
+from shipctl.release.router import TrafficRouter
+from shipctl.release.target import ReleaseTarget
 from shipctl.stages.base import API_VERSION, ReleaseStage, Stage
 from shipctl.stages.hookspecs import hookimpl
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ("stages", "stores", "sources", "targets", "metrics", "displays")
+PLUGINS = ("stages", "stores", "sources", "targets", "routers", "metrics", "displays")
 GROUPS = (*(f"shipctl.{name}" for name in PLUGINS), "console_scripts")
 
 
@@ -32,10 +33,15 @@ DISPLAYS = declared("shipctl.displays")
 STORES = declared("shipctl.stores")
 SOURCES = declared("shipctl.sources")
 TARGETS = declared("shipctl.targets")
+ROUTERS = declared("shipctl.routers")
 METRICS = declared("shipctl.metrics")
 
 
-OURS = [value for group in (STAGES, STORES, SOURCES, TARGETS, METRICS, DISPLAYS) for value in group.values()]
+OURS = [
+    value
+    for group in (STAGES, STORES, SOURCES, TARGETS, ROUTERS, METRICS, DISPLAYS)
+    for value in group.values()
+]
 
 
 def load(value: str) -> Any:
@@ -87,17 +93,17 @@ def test_module_and_class_are_named_after_the_scheme(name: str, value: str) -> N
     assert value.rpartition(".")[2] == f"{name}_{kind}:{name.capitalize()}{kind.capitalize()}"
 
 
-@pytest.mark.parametrize(("name", "value"), [*TARGETS.items(), *METRICS.items()])
-def test_module_and_class_begin_with_the_name_of_the_target_or_provider(name: str, value: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [*TARGETS.items(), *ROUTERS.items(), *METRICS.items()])
+def test_module_and_class_begin_with_the_name_of_the_target_router_or_provider(name: str, value: str) -> None:
     module, _, cls = value.partition(":")
     assert module.rpartition(".")[2].startswith(name.replace("-", "_"))
     assert cls.startswith("".join(word.capitalize() for word in name.split("-")))
 
 
-@pytest.mark.parametrize("value", [*TARGETS.values(), *METRICS.values()])
-def test_every_target_and_provider_imports_and_is_documented(value: str) -> None:
+@pytest.mark.parametrize("value", [*TARGETS.values(), *ROUTERS.values(), *METRICS.values()])
+def test_every_target_router_and_provider_imports_and_is_documented(value: str) -> None:
     plugin = load(value)
-    assert issubclass(plugin, Target | MetricProvider)
+    assert issubclass(plugin, ReleaseTarget | TrafficRouter | MetricProvider)
     assert plugin.api_version == API_VERSION
     assert plugin.__doc__
     for name, field in plugin.options_model.model_fields.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -51,13 +52,34 @@ class Line(Record):
     skipped: int = Field(default=0, description="Copies of a kind that cannot be asked again.")
 
 
+class Place(NamedTuple):
+    """Where in the log somebody has read to."""
+
+    file: int
+    """Which file, counted from when the log was opened; 0 is the first."""
+    offset: int
+
+
+class Part(NamedTuple):
+    """Some lines of a log, whole ones."""
+
+    text: bytes
+    next: Place
+    more: bool
+    """Whether there are more of them already."""
+    lost: bool
+    """Whether lines before these are gone."""
+
+
 class Log:
     """Writes lines, each at once and whole; any thread may."""
 
     def __init__(self, folder: Path, limit: int = BYTES) -> None:
+        """A file is full after ``limit`` bytes."""
         self._path = folder / FILE
         self._limit = limit
         self._lock = threading.Lock()
+        self._number = 0
         self._open()
 
     def write(self, line: Line) -> None:
@@ -67,8 +89,29 @@ class Log:
             if self._size > self._limit:
                 os.close(self._file)
                 self._path.replace(self._path.with_name(f"{FILE}.1"))
+                self._number += 1
                 self._open()
             self._size += os.write(self._file, data)
+
+    def read(self, place: Place, most: int) -> Part:
+        """Return lines from ``place`` on, of ``most`` bytes or a little less; of what is gone, what is left."""
+        with self._lock:
+            newest = self._number
+            number, offset, lost = place.file, place.offset, not max(0, newest - KEPT) <= place.file <= newest
+            if lost:
+                number, offset = max(0, newest - KEPT), 0
+            name = FILE if number == newest else f"{FILE}.1"
+            file = os.open(self._path.with_name(name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.pread(file, most, offset)
+            size = os.fstat(file).st_size
+        finally:
+            os.close(file)
+        text = text[: text.rfind(b"\n") + 1]
+        if not text and number < newest:
+            return Part(b"", Place(number + 1, 0), more=True, lost=lost)
+        end = offset + len(text)
+        return Part(text, Place(number, end), more=bool(text) and (end < size or number < newest), lost=lost)
 
     def _open(self) -> None:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

@@ -13,6 +13,7 @@ from shipctl.release.router import Backend, Routed
 from shipctl.release.target import Observation, Replicas
 from shipctl.release.traffic import Traffic
 from shipctl.stages.base import Serving
+from shipctl_plugins._envoy.config import BY_WATCHDOG
 from shipctl_plugins._envoy.proxy import DoorPorts, Proxy
 from shipctl_plugins._triton.environment import ServerEnvironment, ensure_server_environment
 from shipctl_plugins._triton.probe import answers_as_recorded
@@ -76,8 +77,9 @@ class Deployed:
         routed = self.routed()
         traffic = routed.traffic if routed else Traffic()
         shifted = routed.since if routed else None
+        rescued = routed is not None and routed.etag.endswith(BY_WATCHDOG)
         if found is None:
-            return Observation(traffic=traffic, shifted=shifted, epoch=epoch)
+            return Observation(traffic=traffic, shifted=shifted, epoch=epoch, rescued=rescued)
         model, known = found
         replicas: dict[str, Replicas] = {}
         for group in replica_sets(self.releases, model):
@@ -95,6 +97,7 @@ class Deployed:
             traffic=traffic,
             shifted=shifted,
             epoch=epoch,
+            rescued=rescued,
         )
 
     def endpoints(self) -> dict[str, str]:

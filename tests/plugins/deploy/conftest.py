@@ -16,7 +16,10 @@ from shipctl.stages.context import Objectives, ReleaseContext
 from shipctl.testing.fixtures import FakeClock
 from shipctl.testing.samples import SIGNATURE, sealed, tiny_dataset
 from shipctl_plugins.deploy.bluegreen import Bluegreen
+from support_kubernetes_releases import installed
 from support_strategy import Release, Serve, StartRelease
+
+__all__ = ["installed"]
 
 
 @pytest.fixture

@@ -119,6 +119,12 @@ def test_after_the_watchdog_another_process_goes_on_and_this_one_does_not(
     release.stage = Canary(options)
     assert release.run().phase is Phase.DONE, release.steps[-3:]
     assert release.world.acts.count("shift 1.0.0:95 2.0.0:5") == 2
+    assert any(
+        step.message
+        == "the watchdog put all requests back on 1.0.0 (100100100100), because nobody held the lease any more; "
+        "shifting again"
+        for step in release.steps
+    ), release.steps
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ from shipctl_plugins._triton import preflight
 from shipctl_plugins._triton.environment import ServerEnvironment
 from shipctl_plugins._triton.golden import Judgement, Probe
 from shipctl_plugins.targets.local import Local, LocalOptions
+from support_kubernetes import make_target, new, old
+
+__all__ = ["make_target", "new", "old"]
 
 FAKE = Path(__file__).with_name("fake_triton.py")
 

@@ -1,0 +1,1 @@
+"""Kubernetes: reaching a cluster, what is put on it, and what is kept there."""

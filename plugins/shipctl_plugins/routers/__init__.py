@@ -1,0 +1,1 @@
+"""What moves traffic in a cluster: gateways, meshes, and the Service alone."""
