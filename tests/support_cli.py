@@ -132,7 +132,8 @@ class Release(ReleaseStage[ReleaseOptions, DataInputs, ReleaseState]):
         if served is None:
             return []
         return [Serving(name=ctx.pipeline, version=served["version"], revision=served["revision"],
-                        since=served["since"], healthy=True, endpoints={"http": "http://127.0.0.1:1"})]
+                        since=served["since"], healthy=True, endpoints={"http": "http://127.0.0.1:1", "metrics/0": "http://127.0.0.1:2/metrics"},
+                        details={"traffic": "100 %", "pids": "17, 18", "logs": "/var/log/shelf"})]
 
     def down(self, ctx):
         if self._served(ctx) is None:

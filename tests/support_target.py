@@ -55,7 +55,8 @@ class World:
         """Act as the watchdog does."""
         stable = self.seen.stable
         traffic = type(self.seen.traffic).only(stable)
-        self.seen = self.seen.model_copy(update={"epoch": self.seen.epoch + 1, "traffic": traffic})
+        update = {"epoch": self.seen.epoch + 1, "traffic": traffic, "rescued": True}
+        self.seen = self.seen.model_copy(update=update)
         self.holder = ""
 
 
@@ -112,7 +113,7 @@ class MemoryTarget(Target):
                 assert all(
                     self.observe().ready(name) for name, weight in traffic.weights.items() if weight
                 ), traffic
-                changed |= {"traffic": traffic, "shifted": self.ctx.now()}
+                changed |= {"traffic": traffic, "shifted": self.ctx.now(), "rescued": False}
                 text = "shift " + (
                     " ".join(f"{seen.replicas[name].version}:{weight}" for name, weight in sorted(
                         traffic.weights.items(), key=lambda item: seen.replicas[item[0]].version))
