@@ -120,10 +120,11 @@ bench-store: $(DEVELOPMENT) ## Measure publishing to S3 beside aws, boto3 and mi
 	$(BIN)/python benchmarks/store.py $(ARGS)
 
 # Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test, ceph's
-# gateway is a real S3 server, skopeo reads what is packaged as an OCI image, prometheus measures releases, dpkg-source
+# gateway is a real S3 server, skopeo reads what is packaged as an OCI image, prometheus measures releases,
+# Alertmanager calls for the way back, dpkg-source
 # unpacks what `make kube` builds.
 SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo \
-	prometheus:prometheus dpkg-source:dpkg-dev
+	prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager dpkg-source:dpkg-dev
 # Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.
 SERVER_PYTHON = for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -Ic 'import ensurepip, os, sys, sysconfig, venv; name = sysconfig.get_config_var("INSTSONAME"); \

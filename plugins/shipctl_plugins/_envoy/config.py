@@ -23,6 +23,8 @@ COMPARATOR = "comparator"
 """The key among the backends under which the receiver of copies stands."""
 ROUTES = "door"
 METADATA = "shipctl"
+BY_WATCHDOG = "-watchdog"
+"""Ends the etag of a table that a watchdog has put in place."""
 LOOPBACK = "127.0.0.1"
 CLOSED = "the door is closed: no revision serves"
 NO_SUCH = "the door lets through inference, health, metadata, configuration and statistics only"
@@ -68,7 +70,7 @@ class Table(Record):
     @property
     def stable_only(self) -> Table:
         """The table that a watchdog puts in place."""
-        update = {"traffic": Traffic.only(self.traffic.fallback), "etag": f"{self.etag}-watchdog"}
+        update = {"traffic": Traffic.only(self.traffic.fallback), "etag": f"{self.etag}{BY_WATCHDOG}"}
         return self.model_copy(update=update)
 
 
