@@ -20,7 +20,7 @@ from shipctl.engine.pipeline import Pipeline, prepare
 from shipctl.engine.project import Project
 from shipctl.engine.releases import Release
 from shipctl.engine.walk import NodeEnd, Ready, Walk, to_be_measured_again, verdict_end
-from shipctl.errors import SpecError, StalePlanError
+from shipctl.errors import SpecError, StalePlanError, UnavailableError
 from shipctl.evidence.policy import find_policy
 from shipctl.records import digest_of
 from shipctl.spec import LoadedSpec
@@ -224,10 +224,17 @@ def _parts(pipeline: Pipeline) -> dict[str, Components]:
 
 def _target_parts(pipeline: Pipeline) -> dict[str, Components]:
     releases = [node for node in pipeline.nodes.values() if node.is_release]
-    return {
-        f"target of {node.id}": {"serves": Release.planned(pipeline, node, None).stable_revision()}
-        for node in releases
-    }
+    return {f"target of {node.id}": {"serves": _serves(pipeline, node)} for node in releases}
+
+
+def _serves(pipeline: Pipeline, node: Node) -> str | None:
+    """Return the revision that serves, as recorded; None where the plan itself says that the target cannot be asked."""
+    try:
+        return Release.planned(pipeline, node, None).stable_revision()
+    except UnavailableError:
+        if node.id not in pipeline.unavailable:
+            raise
+        return None
 
 
 def check_targets(plan: Plan) -> None:

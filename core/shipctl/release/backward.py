@@ -38,7 +38,8 @@ class Backward:
             state = state.model_copy(update={"touched": True})
         self.state = state
         stable = self.seen.stable
-        self.home = state.previous if stable == revision else stable
+        # a target that has forgotten what is stable does not close the door
+        self.home = state.previous if stable in {revision, None} else stable
         """What all traffic goes to."""
 
     def decide(self) -> Decision:
@@ -73,7 +74,10 @@ class Backward:
         if not held(self.strategy, seen, self.revision):
             return self._end()
         if left > 0:
-            return self._say(f"keeping {name} for another {left:.0f} s", requeue=min(POLL, left))
+            # home's replicas may have been deleted meanwhile: asked for again, the target makes them again
+            lost = self.home is not None and self.home not in seen.replicas
+            again = Shift(traffic=Traffic.only(self.home), surge=self.strategy.surge) if lost else None
+            return self._say(f"keeping {name} for another {left:.0f} s", again, min(POLL, left))
         if -left > float(self.strategy.progressDeadline):
             return self._end(f"; {name} could not be stopped")
         return self._do(f"stopping {name}", ScaleDown(revision=self.revision))

@@ -39,7 +39,7 @@ class WayBack(Record):
 def worst_case(
     strategy: Strategy,
     target_shift_seconds: float = SHIFT_SECONDS,
-    lease_seconds: float = LEASE_SECONDS,
+    lease_seconds: float | None = LEASE_SECONDS,
     query_timeout: float = QUERY_SECONDS,
 ) -> WayBack:
     """Return the worst-case time from the moment that a candidate goes bad until stable has all traffic.
@@ -52,19 +52,21 @@ def worst_case(
     in the plan beside this. Without an analysis only replicas are looked at.
 
     ``target_shift_seconds`` is what a shift takes to be in effect, ``lease_seconds`` what a lease holds without being
-    renewed, and ``query_timeout`` what one query may take to be answered; a measurement asks for each revision that it
-    compares and for each further metric, one after the other.
+    renewed (None where no watchdog looks: then all holds for as long as whoever drives the release lives), and
+    ``query_timeout`` what one query may take to be answered; a measurement asks for each revision that it compares
+    and for each further metric, one after the other.
     """
     noticed: tuple[tuple[str, float], ...] = ()
     if strategy.analysis is not None:
         options = strategy.analysis
         queries = 1 + options.compare + len(options.metrics)
         noticed = _noticed(options, queries * query_timeout)
+    takeover = 0.0 if lease_seconds is None else lease_seconds + WATCHDOG_SECONDS
     return WayBack(
         terms=(
             *noticed,
             ("until the next look", LOOK_SECONDS),
-            ("for a takeover by the watchdog", lease_seconds + WATCHDOG_SECONDS),
+            ("for a takeover by the watchdog", takeover),
             ("for the shift", target_shift_seconds),
         )
     )

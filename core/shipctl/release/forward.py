@@ -311,9 +311,13 @@ class Forward(Situation):
         """Watch what was promoted; after a first release there is nothing to go back to."""
         if self.previous is None:
             return self.go(Phase.DONE, f"{self.candidate} answers everything", committed=True)
-        message = f"{self.candidate} is the stable revision; {self.stable} stays warm"
+        message = f"{self.candidate} is the stable revision; {self.stable} {self.warm(self.previous)}"
         index = len(self.legs) - 1
         return self.go(Phase.WATCHING, message, committed=True, touched=True, index=index, disturbed=0)
+
+    def warm(self, revision: str | None) -> str:
+        """Say how a revision is kept that may have to come back."""
+        return "stays warm" if there(self.seen, revision) else "can be brought back"
 
     def watching(self) -> Decision:
         """Keep the one that lost for a while, then stop it: after a promotion the old one, else the candidate."""
@@ -337,7 +341,7 @@ class Forward(Situation):
             return self.disturbed()
         kept, left = held(self.strategy, self.seen, loser), delay - self.elapsed
         if left > 0 and kept:
-            rest = "stays warm" if there(self.seen, loser) else "can be brought back"
+            rest = self.warm(loser)
             return self.wait(f"watching {first} for another {left:.0f} s; {second} {rest}", self.now + left)
         if kept and loser is not None and not late:
             return self.do(ScaleDown(revision=loser), f"stopping {second}")

@@ -16,7 +16,7 @@ from shipctl.release.decision import (
     on_time,
 )
 from shipctl.release.strategy import AnalysisOptions, Strategy
-from shipctl.release.target import Action
+from shipctl.release.target import Action, Shift
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl.stages.base import Phase
 from shipctl.stages.verdicts import Outcome, Verdict
@@ -87,6 +87,22 @@ class Situation:
         if self.previous is None or free or self.seen.ready(self.previous):
             return None
         return f"{self.stable}, which is stable, limps: {self.replicas(self.previous)}"
+
+    @property
+    def lost(self) -> Traffic | None:
+        """The traffic of now if it reaches a stable revision that has lost all of its replicas: they were deleted.
+
+        Asked for again, the target makes them again. Where replicas are replaced by others, that is none of it.
+        """
+        stable, now = self.seen.stable, self.seen.asked or self.seen.traffic
+        if (
+            stable is None
+            or stable in {self.revision, *self.seen.replicas}
+            or self.strategy.surge is not None
+        ):
+            return None
+        known = self.moved or same(now, Traffic.only(stable))
+        return now if known and stable in now.revisions else None
 
     @property
     def candidate(self) -> str:
@@ -250,9 +266,10 @@ class Situation:
         return self.say(message, action, requeue=SOON)
 
     def wait(self, message: str, *instants: float) -> Decision:
-        """Do nothing until the first of these instants at the latest."""
+        """Do nothing until the first of these instants at the latest, but bring back what serves if it is gone."""
         soon = min((instant - self.now for instant in instants), default=POLL)
-        return self.say(message, requeue=max(SOON, min(POLL, soon)))
+        again = Shift(traffic=self.lost, surge=self.strategy.surge) if self.lost is not None else None
+        return self.say(message, again, requeue=max(SOON, min(POLL, soon)))
 
     def go(self, phase: Phase, message: str, action: Action | None = None, **changes: Any) -> Decision:
         """Enter a phase."""

@@ -104,9 +104,8 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         cls.check(options, replace(ctx, surge=strategy.surge))
         measuring.check(strategy, ctx)
         budget = ctx.objectives.budget.get("rollback")
-        way = worst_case(
-            strategy, lease_seconds=LEASE_SECONDS, query_timeout=measuring.query_seconds(strategy)
-        )
+        lease = LEASE_SECONDS if Capability.WATCHDOG in cls.offers(options) else None
+        way = worst_case(strategy, lease_seconds=lease, query_timeout=measuring.query_seconds(strategy))
         way = following.noticed(strategy) if delegated else way
         if budget is not None and way.seconds > budget:
             what = "telling the engine to go back" if delegated else "going back to the stable revision"
@@ -147,12 +146,19 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         if isinstance(target, DelegatedTarget):
             return following.preview(self._quick(ctx), self.options, target, ctx)
         target, strategy = _driven(target), self.strategy(ctx.intent)
+        watched = Capability.WATCHDOG in target.offers(target.options)
         way = worst_case(
-            strategy, target.shift_seconds(), LEASE_SECONDS, query_timeout=measuring.query_seconds(strategy)
+            strategy,
+            target.shift_seconds(),
+            LEASE_SECONDS if watched else None,
+            query_timeout=measuring.query_seconds(strategy),
         )
         lines = [*target.preview(ctx.revision), strategy.summary()]
-        lines.append(f"back on the stable revision within {way.seconds:g} s at worst: {way.arithmetic}")
-        if Capability.WATCHDOG not in target.offers(target.options):
+        living = "" if watched else ", as long as shipctl runs"
+        lines.append(
+            f"back on the stable revision within {way.seconds:g} s at worst{living}: {way.arithmetic}"
+        )
+        if not watched:
             lines.append("this target has no watchdog: if shipctl dies, traffic stays where it is")
         replayed = self.options.replay.rate if self.options.replay is not None else None
         return [*lines, *measuring.plan_lines(strategy, ctx, self.options.traffic or replayed)]
@@ -285,8 +291,9 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         if run.epoch and epoch != run.epoch:
             run.target.release(epoch)
             message = (
-                f"this process stood still for longer than its lease of {LEASE_SECONDS:g} s, and the target was taken "
-                "over meanwhile. It does nothing more; look with `shipctl status`, and apply again to go on"
+                "this process does not hold the target any more: its lease was removed, or was somebody else's "
+                f"meanwhile, who may take it once it is not renewed for {LEASE_SECONDS:g} s. It does nothing more; "
+                "look with `shipctl status`, and apply again to go on"
             )
             raise StaleEpochError(message)
         run.epoch = epoch

@@ -236,7 +236,10 @@ class ReleaseTarget(ABC):
 
     @abstractmethod
     def down(self) -> Sequence[str]:
-        """Stop all of this pipeline here and say, a line each, what was stopped."""
+        """Stop all of this pipeline here and say, a line each, what was stopped.
+
+        :raises LockedError: if another process acts on it
+        """
 
     def versions(self) -> dict[str, str]:
         """Return revision to the version number that its servers use for it, for metric providers."""

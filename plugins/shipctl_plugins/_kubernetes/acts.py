@@ -20,12 +20,13 @@ from shipctl_plugins._kubernetes import state as states
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place
 from shipctl_plugins._kubernetes.capacity import quota_problem
 from shipctl_plugins._kubernetes.connection import Ref
+from shipctl_plugins._kubernetes.mending import Mender
 from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
 from shipctl_plugins._kubernetes.routing import ClusterRouter
 from shipctl_plugins._kubernetes.scaling import Scaling, check_surge, rivals
 from shipctl_plugins._kubernetes.shadowing import Shadowing
-from shipctl_plugins._kubernetes.state import Entry, ModelState
+from shipctl_plugins._kubernetes.state import RECALLED, Entry, ModelState
 from shipctl_plugins._kubernetes.ways import COMPARATOR
 
 Object = dict[str, Any]
@@ -55,6 +56,24 @@ class Acts:
         """Return what changes the numbers of its replicas, for whoever holds the lease of that epoch."""
         return Scaling(self.place, lambda: self.observer.lease.check(epoch))
 
+    @property
+    def mender(self) -> Mender:
+        """What brings back what was deleted."""
+        return Mender(self.observer, self.plans, self.log)
+
+    def remember_again(self, look: Look, epoch: int) -> None:
+        """Write down what a look has found where the state was gone.
+
+        :raises StageError: if somebody else acts meanwhile
+        """
+        state = look.state.model_copy(update={"router": self.plans.options.router})
+        self._save(state, look.version, epoch)
+        stable = look.state.serving
+        name = f"{stable.version} ({stable.revision[:12]})" if stable is not None else _short(state.stable)
+        self.log(
+            f"the ConfigMap {self.app.kept} was gone, and is written again: stable is {name}, as traffic says"
+        )
+
     # -- prepare --------------------------------------------------------------------------------------------
 
     def prepare(self, entry: Entry, surge: Surge | None, epoch: int, publish: Callable[[], str]) -> str:
@@ -64,10 +83,12 @@ class Acts:
         """
         look = self.observer.look()
         self._one_model(look.state, entry)
+        if surge is None and look.state.stable not in {None, entry.revision}:
+            look = self.mender.mended(look, Traffic.only(look.state.stable), epoch, replaced=False)
         if surge is not None and rivals(look, entry.revision):
             weighs = Capability.WEIGHTS in type(self.observer.router).capabilities
             check_surge(entry, self.plans.options.router.uses, weighs=weighs)
-        entry = look.state.entries.get(entry.revision, entry)
+        entry = _known(look.state, entry)
         scaling = self.scaling(epoch)
         count = scaling.begun_with(look, entry, surge)
         self._fits(self.plans.revision(entry, None)[0], count - look.group(entry.revision).counted)
@@ -101,7 +122,7 @@ class Acts:
 
     def _one_model(self, state: ModelState, entry: Entry) -> None:
         stable = state.serving
-        if stable is not None and stable.model != entry.model:
+        if stable is not None and stable.rendered != RECALLED and stable.model != entry.model:
             message = (
                 f"{self.app.name} in {self.app.namespace} serves the model {stable.model}, and the candidate is "
                 f"{entry.model}, which nobody who asks for the other would reach; `shipctl down` first, or set another "
@@ -152,7 +173,7 @@ class Acts:
         :raises StaleEpochError: if somebody else has taken over
         :raises StageError: if more would reach a revision that is not ready
         """
-        look = self.observer.look()
+        look = self.mender.mended(self.observer.look(), traffic, epoch, replaced=surge is not None)
         goal = next((name for name, weight in traffic.weights.items() if weight == WHOLE), None)
         entry = look.state.entries.get(goal) if goal is not None else None
         scaling = self.scaling(epoch)
@@ -183,7 +204,9 @@ class Acts:
 
     def _backends(self, look: Look, traffic: Traffic) -> dict[str, tuple[Backend, ...]]:
         backends = {
-            name: self.observer.backends(name) for name in traffic.revisions if name in look.deployments
+            name: self.observer.backends(name)
+            for name in traffic.revisions
+            if name in look.deployments or name in {look.state.stable, look.state.previous}
         }
         if traffic.mirror is not None and traffic.fallback is not None:
             self.shadowing.turn_to(traffic.fallback, traffic.mirror.candidate)
@@ -216,9 +239,12 @@ class Acts:
         :raises StageError: if something else is stable by now
         """
         state, version = states.load(self.place)
+        if state == ModelState():  # it may have been deleted
+            look = self.observer.look()
+            state, version = look.state, look.version
         if state.stable != revision:
             for name in (expected, revision):
-                if name is not None and name not in state.entries:
+                if name is not None and name not in {state.stable, *state.entries}:
                     message = f"revision {name[:12]} is not in {self.app.namespace}; run again"
                     raise StageError(message)
             if state.stable != expected:
@@ -236,8 +262,9 @@ class Acts:
         lines = self._as_the_spec_says(accounts=False) if ours else []
         for line in lines:
             self.log(line)
-        entry = state.entries[revision]
-        return f"{entry.model} {entry.version} ({revision[:12]}) is stable"
+        entry = state.entries.get(revision)
+        name = f"{entry.model} {entry.version} ({revision[:12]})" if entry is not None else revision[:12]
+        return f"{name} is stable"
 
     def _as_the_spec_says(self, *, accounts: bool) -> list[str]:
         """Have what revisions share be what the spec says. The promotion stands, whatever comes of this."""
@@ -279,8 +306,13 @@ class Acts:
         ]
         objects.remove(self.place, mine)
         self._forget(look, revision, epoch)
-        lines = [f"{name}: {_counted(look.group(revision).asked)} stopped"]
+        left = look.group(revision).asked
+        lines = [
+            f"{name}: {_counted(left)} stopped" if left else f"{name} is removed: its replicas were replaced"
+        ]
         stable = look.state.serving
+        if stable is not None:
+            look = self.mender.mended(look, Traffic.only(stable.revision), epoch, replaced=False)
         if stable is not None and (back := self.scaling(epoch).restore(look, stable)):
             lines.append(back)
         if stable is not None and stable.revision == ours and set(look.deployments) <= {ours, revision}:
@@ -307,6 +339,12 @@ def described(traffic: Traffic, replicas: Mapping[str, Replicas]) -> str:
         return "the door is closed"
     copies = f", copies of {traffic.mirror.percent:g} % for a comparison" if traffic.mirror else ""
     return ", ".join(shares) + copies
+
+
+def _known(state: ModelState, entry: Entry) -> Entry:
+    """Return what is remembered of a candidate: its servers stay as they were made first."""
+    known = state.entries.get(entry.revision, entry)
+    return entry.model_copy(update={"rendered": RECALLED}) if known.rendered == RECALLED else known
 
 
 def _is_of(found: Object, app: App, revision: str) -> bool:

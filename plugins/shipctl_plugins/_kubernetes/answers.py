@@ -34,6 +34,8 @@ _RIGHT = re.compile(
     r'(?: in API group "(?P<group>[^"]*)")?(?: in the namespace "(?P<namespace>[^"]*)")?'
 )
 _OWNER = re.compile(r'conflict with "([^"]*)"')
+_POD = "the pod's service account"
+"""What a login without a kubeconfig is called."""
 
 
 class Asked(NamedTuple):
@@ -69,6 +71,11 @@ class Status(NamedTuple):
     def has(self, cause: str) -> bool:
         """Whether a cause of that reason is among those given."""
         return any(each.get("reason") == cause for each in self.causes)
+
+
+def called(user: str) -> str:
+    """Say who we are where only the name of the kubeconfig's entry is known, which need not be that of a person."""
+    return user if user == _POD else f"user entry {user} of the kubeconfig"
 
 
 def status_of(answer: Answer) -> Status:
@@ -136,7 +143,8 @@ def _forbidden(status: Status, asked: Asked, login: Login) -> ShipctlError:
             status.group, status.kind, "create"
         )  # applying what is not there yet is said without a word
         return ForbiddenError(
-            f"{login.user} may not create {status.kind} in namespace {asked.namespace}; add to a Role there: {rule}"
+            f"{called(login.user)} may not create {status.kind} in namespace {asked.namespace}; add to a Role there: "
+            f"{rule}"
         )
     if right is None:
         said = status.message.partition(" is forbidden: ")[2] or status.message
@@ -162,9 +170,21 @@ def _not_found(status: Status, asked: Asked) -> ShipctlError:
             f"there is no namespace {status.name} in the cluster; kubectl create namespace {status.name}, or correct "
             "`namespace:`"
         )
+    if status.name and (status.name != asked.name or not _is_plural(status.kind, asked.kind)):
+        needed = ".".join(filter(None, (status.kind, status.group)))
+        return MissingError(
+            f"{asked.what} needs {needed} {status.name}, which is not in namespace {asked.namespace}; make that first, "
+            "then run the same command again"
+        )
     return MissingError(
         f"there is no {asked.what} in namespace {asked.namespace} any more; run the same command again"
     )
+
+
+def _is_plural(plural: str, kind: str) -> bool:
+    """Whether ``plural`` (of a path) may be that of ``kind``, by the rule that Kubernetes itself makes them with."""
+    one = kind.lower()
+    return plural.lower() in {"", one, f"{one}s", f"{one}es", f"{one.removesuffix('y')}ies"}
 
 
 def _conflict(status: Status, asked: Asked) -> ShipctlError:

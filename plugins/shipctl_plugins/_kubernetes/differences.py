@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from shipctl_plugins._kubernetes.app import Place
-from shipctl_plugins._kubernetes.connection import FieldConflictError
+from shipctl_plugins._kubernetes.connection import FieldConflictError, MissingError, Ref
 from shipctl_plugins._kubernetes.documents import yaml_of
 from shipctl_plugins._kubernetes.objects import apply, named, reference
+from shipctl_plugins._kubernetes.same import covers
 
 Object = dict[str, Any]
 
@@ -72,8 +73,25 @@ def changed(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 def _both(place: Place, manifest: Object) -> tuple[Object | None, Object | None]:
     live = place.cluster.get(reference(manifest)) if _served(place, manifest) else None
-    after = apply(place, manifest, lambda _line: None, dry_run=True)
+    try:
+        after = apply(place, manifest, lambda _line: None, dry_run=True)
+    except MissingError:
+        if not _waits(place, manifest):
+            raise
+        after = live if live is not None and covers(live, manifest) else manifest
     return (None if live is None else _plain(live)), (None if after is None else _plain(after))
+
+
+def _waits(place: Place, manifest: Object) -> bool:
+    """Whether it binds a Role that is not there yet.
+
+    The API server compares that Role's rights with ours before it lets us bind it, and a dry run of the Role has left
+    none; a release makes the Role first.
+    """
+    if manifest["kind"] != "RoleBinding":
+        return False
+    role = manifest["roleRef"]
+    return place.cluster.get(Ref(manifest["apiVersion"], role["kind"], role["name"])) is None
 
 
 def _served(place: Place, manifest: Object) -> bool:

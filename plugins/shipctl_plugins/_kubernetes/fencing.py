@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from shipctl.errors import StageError
+from contextlib import suppress
+
+from shipctl.errors import ShipctlError, StageError
 from shipctl.release.router import TrafficRouter
 from shipctl_plugins._kubernetes import state
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, Place
@@ -29,6 +31,15 @@ def fence(place: Place, router: TrafficRouter, epoch: int, *, replicas: bool = T
             place.cluster.patch(reference(deployment), note)
     for way in router.ways if isinstance(router, ClusterRouter) else ():
         _fence(way, epoch)
+
+
+def live(router: TrafficRouter) -> list[Json | None]:
+    """Return the objects of the router as far as they can be asked for; what cannot, its first act will say."""
+    found: list[Json | None] = []
+    for way in router.ways if isinstance(router, ClusterRouter) else ():
+        with suppress(ShipctlError):
+            found.append(way.find())
+    return found
 
 
 def _is_anothers(way: Way, live: Json) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +18,16 @@ from shipctl.errors import LockedError, ShipctlError
 from shipctl.processes import has_ended
 from shipctl.release.lease import WATCHDOG, Lease
 from shipctl.release.target import LEASE_SECONDS, StaleEpochError
-from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, Place
+from shipctl_plugins._kubernetes import objects
+from shipctl_plugins._kubernetes.app import Place
 from shipctl_plugins._kubernetes.connection import ConflictError, Ref
+from shipctl_plugins._kubernetes.ways import Json, epoch_of
 
 API_VERSION = "coordination.k8s.io/v1"
 _ATTEMPTS = 5
 """How often a lease is looked at again that somebody else changes at the same time."""
+_POLL_S = 0.5
+"""Seconds between two looks at a lease that is waited for."""
 
 
 class ClusterLease:
@@ -34,8 +38,11 @@ class ClusterLease:
         place: Place,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        routes: Callable[[], Iterable[Json | None]] = tuple,
     ) -> None:
+        """``routes`` returns the objects in which a router leaves epochs, also those that are somebody else's."""
         self.place = place
+        self._routes = routes
         self.now = now
         self.clock = clock
         self.ref = Ref(API_VERSION, "Lease", place.app.kept)
@@ -61,6 +68,35 @@ class ClusterLease:
         """
         return self._changed(lambda lease: (self._epoch_for(lease, holder), holder), seconds)
 
+    def own(self) -> str | None:
+        """Return the name under which this very object has taken the lease as it stands; None if it has not."""
+        found = self.place.cluster.get(self.ref)
+        if found is None:
+            return None
+        lease = self._as_seen(found)
+        uid, holder = self._held.get(lease.epoch, ("", ""))
+        return holder if holder and (uid, holder) == (found["metadata"]["uid"], lease.holder) else None
+
+    def acquire_from_the_dead(self, holder: str, seconds: float, say: Callable[[str], None]) -> int:
+        """Take the lease as :meth:`acquire`, and wait for as long as it holds to see whether its holder is still there.
+
+        ``say`` is told that this is waited for.
+
+        :raises LockedError: once its holder renews it
+        """
+        first = None
+        while True:
+            try:
+                return self.acquire(holder, seconds)
+            except LockedError as exc:
+                mark = self._seen[0]
+                if first is None:
+                    say(f"{exc.args[0].partition(';')[0]}; waiting to see whether it does")
+                elif mark != first:
+                    raise
+                first = mark
+            time.sleep(_POLL_S)
+
     def renew(self, epoch: int, seconds: float) -> None:
         """Hold the lease for another ``seconds``, if ``epoch`` still is the newest.
 
@@ -69,6 +105,8 @@ class ClusterLease:
 
         def same(lease: Lease) -> tuple[int, str]:
             self._must_be(lease, epoch)
+            if not lease.holder:  # it was given back, or removed
+                raise _stale(lease, epoch)
             return epoch, lease.holder
 
         self._changed(same, seconds)
@@ -162,10 +200,14 @@ class ClusterLease:
         raise LockedError(message)
 
     def _never_taken(self) -> Lease:
-        """Return what stands for a lease that is not there. One that was removed goes on counting where it was."""
-        found = self.place.cluster.get(Ref("v1", "ConfigMap", self.place.app.kept)) or {"metadata": {}}
-        written = (found["metadata"].get("annotations") or {}).get(ANNOTATION_EPOCH, "0")
-        return Lease(epoch=int(written) if written.isdigit() else 0, holder="", expires=0.0)
+        """Return what stands for a lease that is not there. One that was removed goes on counting where it was.
+
+        Else what an owner from before has written, and nobody removed, would keep everybody out for ever.
+        """
+        kinds = (*objects.ROUTES, *objects.SERVERS, objects.Kind("v1", "ConfigMap"))
+        kept = self.place.cluster.get(Ref("v1", "ConfigMap", self.place.app.kept))
+        written = [kept, *objects.ours(self.place, kinds), *self._routes()]
+        return Lease(epoch=max(map(epoch_of, written)), holder="", expires=0.0)
 
     def _replace(
         self, found: dict[str, Any] | None, holder: str, epoch: int, seconds: float

@@ -36,6 +36,7 @@ ROUTES = (
     Kind("networking.istio.io/v1beta1", "DestinationRule"),
     Kind("networking.k8s.io/v1", "Ingress"),
 )
+_OF_ROUTERS = tuple(kind for kind in ROUTES if kind.name in {"HTTPRoute", "GRPCRoute", "VirtualService"})
 SCALERS = (Kind("autoscaling/v2", "HorizontalPodAutoscaler"), Kind("keda.sh/v1alpha1", "ScaledObject"))
 ACCOUNTS = (
     Kind("rbac.authorization.k8s.io/v1", "RoleBinding"),
@@ -154,6 +155,22 @@ def prune(place: Place, rendered: Sequence[Object], revisions: Iterable[str], *,
             continue
         if place.cluster.delete(reference(each), uid=each["metadata"]["uid"]):
             lines.append(f"{named(each)} is not in the spec any more and was deleted")
+    return lines
+
+
+def prune_routes(place: Place, wanted: Iterable[Ref]) -> list[str]:
+    """Delete the routes of ours that nobody follows any more, and say what that was; ``wanted`` are left alone.
+
+    A spec that names another router leaves those of the one before, whose destinations are about to go.
+    """
+    kept = {(each.api_version.partition("/")[0], each.kind, each.name) for each in wanted}
+    lines = []
+    for each in ours(place, _OF_ROUTERS):
+        group = each["apiVersion"].partition("/")[0]
+        if (group, each["kind"], each["metadata"]["name"]) in kept:
+            continue
+        if place.cluster.delete(reference(each), uid=each["metadata"]["uid"]):
+            lines.append(f"{named(each)} is of a router that is not in the spec any more and was deleted")
     return lines
 
 

@@ -11,6 +11,7 @@ from shipctl_plugins._kubernetes import state as states
 from shipctl_plugins._kubernetes.app import ANNOTATION_REVISION, LABEL_REVISION, Place
 from shipctl_plugins._kubernetes.lease import ClusterLease
 from shipctl_plugins._kubernetes.pods import is_ending, replicas_of, wanted_of
+from shipctl_plugins._kubernetes.recall import recalled
 from shipctl_plugins._kubernetes.rolling import Group
 from shipctl_plugins._kubernetes.state import Entry, ModelState
 
@@ -30,6 +31,8 @@ class Look:
     """By revision."""
     pods: dict[str, list[Object]] = field(default_factory=dict)
     """By revision; those that end are not among them."""
+    recalled: bool = False
+    """Whether the state was gone, and is what the live objects tell."""
 
     def entry(self, revision: str) -> Entry | None:
         """Return what is remembered of a revision."""
@@ -57,11 +60,14 @@ class Observer:
     def look(self) -> Look:
         """Look at everything. Reads only.
 
-        :raises ShipctlError: if the cluster cannot be asked
+        :raises ShipctlError: if the cluster cannot be asked, or the state is gone and nothing tells what is stable
         """
         cluster, app = self.place.cluster, self.place.app
         state, version = states.load(self.place)
         deployments = self._by_revision(cluster.list("apps/v1", "Deployment", app.pods), state)
+        lost = state == ModelState() and bool(deployments)
+        if lost:
+            state = recalled(self.place, self.router, deployments)
         pods: dict[str, list[Object]] = {}
         if deployments:
             alive = [pod for pod in cluster.list("v1", "Pod", app.pods) if not is_ending(pod)]
@@ -81,7 +87,7 @@ class Observer:
             shifted=routed.since,
             epoch=lease.epoch if lease is not None else 0,
         )
-        return Look(observation, state, version, routed, deployments, pods)
+        return Look(observation, state, version, routed, deployments, pods, lost)
 
     def backends(self, revision: str) -> tuple[Backend, ...]:
         """Return what routers reach a revision by: its Service."""

@@ -32,7 +32,7 @@ class Reducer:
     def whole(self, revision: str) -> int | None:
         """Return how many pods a revision has when it has all of them; None if it has no Deployment."""
         found = self.place.cluster.get(self._ref(revision))
-        return _whole(found) if found is not None else None
+        return whole_of(found) if found is not None else None
 
     def has(self, scale: dict[str, int]) -> bool:
         """Whether the Deployments ask for so many pods."""
@@ -77,7 +77,7 @@ class Reducer:
             notes: dict[str, str | None] = {ANNOTATION_EPOCH: str(epoch)}
             body: Json = {"metadata": {"annotations": notes}}
             if wanted_of(found) != pods:
-                whole = _whole(found)
+                whole = whole_of(found)
                 notes[ANNOTATION_REDUCED] = f"{pods} of {whole}" if pods < whole else None
                 body["spec"] = {"replicas": pods}
             elif epoch_of(found) == epoch:
@@ -95,7 +95,7 @@ class Reducer:
         return Ref("apps/v1", "Deployment", self.place.app.of(revision))
 
 
-def _whole(deployment: Json) -> int:
+def whole_of(deployment: Json) -> int:
     """Return the number of pods before they were reduced; the note counts only while nobody has changed the number."""
     pods = wanted_of(deployment)
     noted = re.fullmatch(r"(\d+) of (\d+)", notes_of(deployment).get(ANNOTATION_REDUCED, ""))

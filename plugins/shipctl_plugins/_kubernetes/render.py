@@ -162,10 +162,12 @@ def operator_role(
 
     ``further`` are rules beside those for the objects that are always rendered.
 
-    A cluster's administrator applies it once; shipctl itself never does, as nobody can give himself rights.
+    A cluster's administrator applies it once; shipctl itself never does, as nobody can give himself rights. It does not
+    have the labels of :attr:`App.selector`, by which what is not rendered any more is found and deleted.
     """
     templates = _templates(options, base)
     metadata = _metadata(app, f"{app.name}-operator")
+    metadata["labels"] = {key: value for key, value in app.labels.items() if key not in app.selector}
     objects = [templates.one("role", metadata, rules=[*operator_rules(options, app), *further])]
     if subjects:
         objects.append(templates.one("rolebinding", metadata, role=metadata["name"], subjects=list(subjects)))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
-from shipctl.errors import UnavailableError
+from shipctl.errors import ShipctlError, UnavailableError
+from shipctl_plugins._kubernetes.answers import called
 from shipctl_plugins._kubernetes.app import App
 from shipctl_plugins._kubernetes.connection import Cluster
 from shipctl_plugins._kubernetes.roles import Rule
@@ -59,8 +61,8 @@ def check_rights(cluster: Cluster, app: App, rules: Iterable[Rule]) -> None:
         rule for index, (rule, _) in enumerate(missing) if rule not in [other for other, _ in missing[:index]]
     ]
     message = (
-        f"{cluster.user} may not do in namespace {app.namespace} what a release does: {listed}; have these rules added "
-        f"to its Role: {json.dumps(needed)}"
+        f"{_who(cluster)} may not do in namespace {app.namespace} what a release does: {listed}; have these rules "
+        f"added to its Role: {json.dumps(needed)}"
     )
     raise UnavailableError(message)
 
@@ -75,6 +77,17 @@ def rights_of(rule: Rule) -> list[Right]:
         for name in rule.get("resourceNames", [""])
         if verb not in _OPTIONAL and resource not in _OPTIONAL
     ]
+
+
+def _who(cluster: Cluster) -> str:
+    """Return who the cluster says that we are (a SelfSubjectReview, from Kubernetes 1.28 on), else how we log in."""
+    version, kind = "authentication.k8s.io/v1", "SelfSubjectReview"
+    with suppress(ShipctlError):
+        if cluster.has(version, kind):
+            found = cluster.create({"apiVersion": version, "kind": kind, "metadata": {"name": ""}})
+            if name := found.get("status", {}).get("userInfo", {}).get("username"):
+                return str(name)
+    return called(cluster.user)
 
 
 def _granted(cluster: Cluster, right: Right) -> bool:

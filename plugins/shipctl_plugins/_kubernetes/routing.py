@@ -118,6 +118,11 @@ class ClusterRouter(TrafficRouter):
         """
         return self._routed(self._find())
 
+    def asked(self) -> Traffic | None:
+        """Return the distribution that was asked for last, as the first of the objects says; None if it does not."""
+        asked = asked_of(self.ways[0].find())
+        return asked.traffic if asked is not None else None
+
     def etag(self, found: Sequence[Json | None]) -> str:
         """Return the name of a state: what others write into these objects beside it does not change it."""
         return digest_of(

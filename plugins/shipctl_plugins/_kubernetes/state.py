@@ -17,6 +17,8 @@ from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, Place
 from shipctl_plugins._kubernetes.connection import ConflictError, Ref
 
 KEY = "state.json"
+RECALLED = "recalled"
+"""Stands for the digest of manifests that nobody remembers: they are left as they are."""
 
 
 class Entry(Record):
@@ -73,7 +75,7 @@ def read(place: Place, found: dict[str, Any] | None) -> tuple[ModelState, str]:
     """Return what :func:`load` does, of a ConfigMap that was fetched already."""
     if found is None:
         return ModelState(), ""
-    text = found.get("data", {}).get(KEY, "{}")
+    text = (found.get("data") or {}).get(KEY, "{}")
     try:
         return ModelState.model_validate_json(text), found["metadata"]["resourceVersion"]
     except ValidationError as exc:

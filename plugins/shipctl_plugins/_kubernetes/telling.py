@@ -135,6 +135,11 @@ def preview(observer: Observer, plans: Plans, candidate: str, uri: str) -> list[
         )
         if (problem := node_problem(observer.place.cluster, revision[0])) is not None:
             lines.append(f"warning: {problem}")
+        if plans.options.credentialsSecret:
+            lines.append(
+                f"the Secret {plans.options.credentialsSecret} is not read by shipctl: that it exists shows when pods "
+                "start"
+            )
     manifests = [*plans.shared(), plans.door(_live_door(observer))]
     if candidate and candidate not in look.deployments:
         manifests += revision

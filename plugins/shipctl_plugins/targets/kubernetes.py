@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shipctl.errors import StageError
+from shipctl.errors import ShipctlError, StageError
+from shipctl.processes import own_name
 from shipctl.release.records import RecordStore
 from shipctl.release.router import Backend, RouterContext, TrafficRouter
 from shipctl.release.routers import open_router, router_class
@@ -23,6 +24,7 @@ from shipctl.release.target import (
     Prepare,
     ScaleDown,
     Shift,
+    StaleEpochError,
     Target,
     TargetOptions,
 )
@@ -33,9 +35,9 @@ from shipctl_plugins._kubernetes import checks, differences, objects, telling
 from shipctl_plugins._kubernetes.acts import Acts
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place, short
 from shipctl_plugins._kubernetes.documents import files_of
-from shipctl_plugins._kubernetes.fencing import fence
+from shipctl_plugins._kubernetes.fencing import fence, live
 from shipctl_plugins._kubernetes.lease import ClusterLease
-from shipctl_plugins._kubernetes.observe import Observer
+from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.opened import opened
 from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of, with_store
 from shipctl_plugins._kubernetes.plans import Plans
@@ -75,7 +77,7 @@ class Kubernetes(Target):
     @cached_property
     def lease(self) -> ClusterLease:
         """Who may act."""
-        return ClusterLease(self.place, self.ctx.now)
+        return ClusterLease(self.place, self.ctx.now, routes=lambda: live(self.router))
 
     @cached_property
     def router(self) -> TrafficRouter:
@@ -202,11 +204,22 @@ class Kubernetes(Target):
         self.lease.release(epoch)
 
     def observe(self, candidate: str | None = None) -> Observation:
-        """Look at Deployments, pods, the state, the lease and the router."""
-        seen = self.observer.look().observation
+        """Look at Deployments, pods, the state, the lease and the router; a state that is gone is written again."""
+        look = self.observer.look()
+        if look.recalled:
+            self._remember_again(look)
+        seen = look.observation
         if self.options.comparator is not None:
             self.shadowing.follow(seen.traffic, seen.stable)
         return seen
+
+    def _remember_again(self, look: Look) -> None:
+        """Write the state again that somebody has deleted, if the lease is ours; who only looks writes nothing."""
+        try:
+            self.lease.check(self._fenced)
+        except StageError:
+            return
+        self.acts.remember_again(look, self._fenced)
 
     def apply(self, action: Action, candidate: Candidate | None, epoch: int) -> Applied:
         """Do one act; see :class:`shipctl_plugins._kubernetes.acts.Acts`."""
@@ -229,9 +242,31 @@ class Kubernetes(Target):
                 return Applied(message=self.acts.shift(action.traffic, action.surge, epoch))
             case Commit():
                 ours = action.revision == self.ctx.revision
-                return Applied(message=self.acts.commit(action.expected, action.revision, epoch, ours=ours))
+                said = self.acts.commit(action.expected, action.revision, epoch, ours=ours)
+                if ours:
+                    self._prune_routes(epoch)
+                return Applied(message=said)
             case ScaleDown():
+                if load(self.place)[0].stable == self.ctx.revision:  # before their destinations are gone
+                    self._prune_routes(epoch)
                 return Applied(message=self.acts.scale_down(action.revision, epoch, ours=self.ctx.revision))
+
+    def _prune_routes(self, epoch: int) -> None:
+        """Have no routes of a router that the spec does not name any more. The promotion stands, come what may."""
+        if not isinstance(self.router, ClusterRouter):
+            return  # its objects are not known
+        try:
+            self.lease.check(epoch)
+            rendered = map(
+                objects.reference, self._plans(self.place.app).shared()
+            )  # a folder of templates has any
+            lines = objects.prune_routes(self.place, [*rendered, *(way.ref for way in self.router.ways)])
+        except StaleEpochError:
+            raise
+        except ShipctlError as exc:
+            lines = [f"routes of a router of before may be left: {exc}"]
+        for line in lines:
+            self.ctx.log(line)
 
     def _entry(self, candidate: Candidate) -> Any:
         return self._plans(self.place.app).entry(candidate, self.ctx.store, self.ctx.now())
@@ -268,12 +303,36 @@ class Kubernetes(Target):
         return telling.status(self.observer)
 
     def down(self) -> Sequence[str]:
-        """Delete everything that carries this app's labels: what brings requests first, who may act last."""
-        lines: list[str] = []
-        router_down: Callable[[], list[str]] | None = getattr(self.router, "down", None)
-        if router_down is not None:
-            lines += router_down()
-        return [*lines, *objects.remove(self.place, objects.ours(self.place, objects.EVERYTHING))]
+        """Delete everything that carries this app's labels: what brings requests first, who may act last.
+
+        The lease is taken first, unless this very object has it: nobody writes what was deleted once more.
+
+        :raises LockedError: if another process acts on it, such as one that drives a release
+        """
+        if not objects.ours(self.place, objects.EVERYTHING):
+            return self._leave()
+        had = self.lease.read() is not None
+        holder = self.lease.own() or own_name()
+        epoch = self.lease.acquire_from_the_dead(holder, LEASE_SECONDS, self.ctx.log)
+        try:
+            with self.lease.kept(epoch):
+                found = objects.ours(self.place, objects.EVERYTHING)
+                leases = [each for each in found if each["kind"] == "Lease"]
+                lines = [
+                    *self._leave(),
+                    *objects.remove(self.place, [each for each in found if each not in leases]),
+                ]
+            self.lease.check(epoch)
+            last = objects.remove(self.place, leases)
+        finally:
+            self.lease.release(epoch)
+        self._fenced = -1
+        return [*lines, *(last if had else ())]
+
+    def _leave(self) -> list[str]:
+        """Have the router remove what it has made."""
+        down: Callable[[], list[str]] | None = getattr(self.router, "down", None)
+        return down() if down is not None else []
 
     def versions(self) -> dict[str, str]:
         """Return revision to Triton's version number in its repository."""

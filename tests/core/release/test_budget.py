@@ -29,6 +29,12 @@ def test_without_an_analysis_it_is_a_look_a_takeover_and_a_shift() -> None:
     )
 
 
+def test_where_no_watchdog_looks_none_is_promised() -> None:
+    way = worst_case(strategy(analysis=None), target_shift_seconds=5.0, lease_seconds=None)
+    assert way.seconds == 8.0
+    assert way.arithmetic == "3 s until the next look + 5 s for the shift = 8 s"
+
+
 def test_a_fault_is_noticed_by_the_first_whole_window_after_it() -> None:
     way = worst_case(plan(interval="15s"), 1.0, 15.0, 2.0)
     assert way.arithmetic == (

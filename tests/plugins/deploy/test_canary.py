@@ -113,7 +113,9 @@ def test_after_the_watchdog_another_process_goes_on_and_this_one_does_not(
     release.run(until=lambda step: step.phase is Phase.ANALYSING)
     release.world.take_over()
     acts, options = list(release.world.acts), release.stage.options
-    with pytest.raises(StaleEpochError, match="this process stood still for longer than its lease of 15 s"):
+    with pytest.raises(
+        StaleEpochError, match="does not hold the target any more: its lease was removed, or was"
+    ):
         release.stage.step(release.state, release.inputs, release.context)
     assert release.world.acts == acts
     release.stage = Canary(options)

@@ -376,7 +376,7 @@ def test_what_is_forbidden_comes_with_the_rule_that_is_missing(
     user_kubeconfig(control_plane, tmp_path, "limited-1", rules, namespace)
     text = raised(ForbiddenError, lambda: user.apply(deployment("web")))
     assert text == (  # it is not there yet
-        f"test may not create deployments in namespace {namespace}; add to a Role there: "
+        f"user entry test of the kubeconfig may not create deployments in namespace {namespace}; add to a Role there: "
         '{apiGroups: ["apps"], resources: ["deployments"], verbs: ["create"]}'
     )
     rules.append({"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["create"]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -197,6 +198,55 @@ def test_a_lease_that_was_removed_goes_on_counting(machine: Machine, kube: Kube,
     with pytest.raises(StaleEpochError):
         one.check(epoch)
     assert machine().acquire("two", 15) == 8
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "spec": {}},
+    ],
+    ids=lambda manifest: str(manifest["kind"]),
+)
+def test_a_lease_that_is_made_anew_is_above_all_that_is_left_of_before(
+    machine: Machine, kube: Kube, namespace: str, manifest: dict[str, Any]
+) -> None:
+    """Else whoever comes next is told for ever that somebody has taken over since."""
+    one = machine()
+    notes = {ANNOTATION_EPOCH: "11"}
+    for number, labels in enumerate((one.place.app.selector, {})):
+        metadata = {"name": f"left-{number}", "annotations": notes, "labels": labels}
+        kube.create({**manifest, "metadata": metadata}, namespace)
+        notes = {ANNOTATION_EPOCH: "70"}  # which is nobody's of this app
+    assert one.acquire("one", 15) == 12
+
+
+def test_routes_of_others_count_in_which_we_write(machine: Machine) -> None:
+    place = machine().place
+    routes: list[Any] = [None, {"metadata": {"annotations": {ANNOTATION_EPOCH: "4"}}}, {"metadata": {}}]
+    assert ClusterLease(place, routes=lambda: routes).acquire("one", 15) == 5
+
+
+def test_a_renewal_does_not_take_what_was_removed(machine: Machine, kube: Kube, namespace: str) -> None:
+    """Though what was done under the number is still there."""
+    one = machine()
+    epoch = one.acquire("one", 15)
+    kept = {"name": "shop-release", "annotations": {ANNOTATION_EPOCH: str(epoch)}}
+    kube.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": kept}, namespace)
+    kube.delete("Lease", "shop-release", namespace)
+    with pytest.raises(StaleEpochError):
+        one.renew(epoch, 15)
+    assert not kube.exists("Lease", "shop-release", namespace)
+
+
+def test_only_who_took_it_calls_it_his_own(machine: Machine) -> None:
+    one, two = machine(), machine()
+    assert one.own() is None
+    epoch = one.acquire("one", 15)
+    assert (one.own(), two.own()) == ("one", None)
+    one.release(epoch)
+    two.acquire("two", 15)
+    assert (one.own(), two.own()) == (None, "two")
 
 
 def test_the_same_number_of_another_lease_is_not_ones_own(

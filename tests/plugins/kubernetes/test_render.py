@@ -87,8 +87,18 @@ def test_everything_is_found_by_the_labels_of_the_app() -> None:
     for name, combination in COMBINATIONS.items():
         options = options_of(**combination)
         app = workload_of(options).app
-        for one in [*everything(options), *operator_role(options, app)]:
+        for one in everything(options):
             assert app.selector.items() <= one["metadata"]["labels"].items(), f"{name}: {one['metadata']}"
+
+
+def test_the_role_of_who_runs_shipctl_is_its_administrators() -> None:
+    """What has all labels of the selector is deleted when it is not rendered any more."""
+    options = options_of()
+    app = workload_of(options).app
+    team = {"kind": "Group", "name": "ml-team", "apiGroup": "rbac.authorization.k8s.io"}
+    for one in operator_role(options, app, subjects=(team,)):
+        assert not app.selector.items() & one["metadata"]["labels"].items()
+        assert one["metadata"]["labels"] == {"app.kubernetes.io/part-of": "digits-cnn"}
 
 
 def test_pods_say_which_revision_they_are_and_which_bytes_they_serve() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shipctl.release.target import Candidate, Commit, Prepare, ScaleDown, Shift
 from shipctl.release.traffic import Traffic
+from shipctl_plugins._kubernetes.render import operator_role
 from support_cluster import CLUSTER, Kube
 from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, prepared, released
 
@@ -102,6 +103,23 @@ class TestManners:
             left = {each["metadata"]["name"] for each in kube.list(kind, namespace)}
             assert not any(name.startswith("shop") for name in left), left
         assert kube.exists("ConfigMap", "mine", namespace)
+
+    def test_the_administrators_role_outlives_every_release_and_down(
+        self, make_target: MakeTarget, old: Candidate, new: Candidate, kube: Kube, namespace: str
+    ) -> None:
+        watched = {"watchdog": {"image": "shipctl:1"}}
+        target = make_target(OLD, **watched)
+        app = target.place.app
+        for one in operator_role(target.options, app, subjects=({"kind": "Group", "name": "ml-team"},)):
+            kube.apply(one, namespace, manager="administrator")
+        released(target, old)
+        target = make_target()  # without the watchdog, whose accounts go once nobody runs under them
+        epoch = released(target, new)
+        target.apply(ScaleDown(revision=OLD), new, epoch)
+        assert [each["metadata"]["name"] for each in kube.list("Role", namespace)] == ["shop-operator"]
+        target.down()
+        for kind in ("Role", "RoleBinding"):
+            assert kube.exists(kind, "shop-operator", namespace)
 
     def test_an_older_revision_that_is_warm_stays_as_it_was_made(
         self, make_target: MakeTarget, old: Candidate, new: Candidate, kube: Kube, namespace: str

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import support_kubernetes
-from shipctl.errors import SpecError, UnavailableError
+from shipctl.errors import SpecError, StageError, UnavailableError
 from shipctl.release.references import validated
 from shipctl.release.surge import Surge
 from shipctl.release.target import Candidate, Capability, ScaleDown, Shift
@@ -20,6 +20,7 @@ from shipctl_plugins._kubernetes.roles import operator_rules
 from shipctl_plugins.targets.kubernetes import Kubernetes
 from support_cluster import CLUSTER, LIMITED, ControlPlane, Kube, quota, user_kubeconfig, wait_for
 from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, Quick, prepared, released
+from support_release import Project
 
 
 @CLUSTER
@@ -48,6 +49,16 @@ class TestTelling:
             in lines
         )
         assert "create Service shop" in lines
+
+    def test_a_plan_says_that_nobody_looks_at_the_secret(
+        self, make_target: MakeTarget, old: Candidate
+    ) -> None:
+        said = "the Secret store-reader is not read by shipctl: that it exists shows when pods start"
+        target = make_target(OLD, credentialsSecret="store-reader")
+        assert list(target.preview(OLD)).count(said) == 1
+        prepared(target, old, target.acquire("test"))
+        assert said not in target.preview(OLD), "they have started"
+        assert not any("Secret" in line for line in make_target().preview(NEW))
 
     def test_a_plan_changes_nothing(self, make_target: MakeTarget, kube: Kube, namespace: str) -> None:
         make_target().preview(NEW)
@@ -194,7 +205,10 @@ class TestCheck:
         with pytest.raises(UnavailableError) as error:
             checked(control_plane, namespace, tmp_path, kubeconfig=str(limited))
         said = str(error.value)
-        assert f"may not do in namespace {namespace} what a release does: create deployments" in said
+        assert said.startswith(
+            f"user entry test of the kubeconfig may not do in namespace {namespace} what a release does: create "
+            "deployments"
+        )
         for missing in (
             "delete deployments",
             "create leases",
@@ -233,6 +247,61 @@ class TestCheck:
         target.down()
         assert list(target.down()) == []
 
+    def test_the_rendered_role_is_enough_for_a_watchdog_that_is_not_there_yet(
+        self, control_plane: ControlPlane, namespace: str, tmp_path: Path, kube: Kube, old: Candidate
+    ) -> None:
+        """The API server lets somebody bind a Role only whose rights he has, and so it must see the Role."""
+        given: dict[str, Any] = {"watchdog": {"image": "shipctl:1"}}
+        options = support_kubernetes.options(control_plane, namespace, **given)
+        rules = operator_rules(options, app_of(options, "digits", None))
+        given["kubeconfig"] = str(user_kubeconfig(control_plane, tmp_path, LIMITED[2], rules, namespace))
+        checked(control_plane, namespace, tmp_path, **given)
+        mine = support_kubernetes.options(control_plane, namespace, **given)
+        target = Quick(mine, support_kubernetes.context(tmp_path, OLD))
+        lines = list(target.preview(OLD))
+        assert {"create Role shop-watchdog", "create RoleBinding shop-watchdog"} <= {*lines}
+        lines = list(target.diff(old))
+        name = f"rbac.authorization.k8s.io.v1.RoleBinding.{namespace}.shop-watchdog"
+        assert f"+++ after/{name}" in lines
+        assert not kube.exists("Role", "shop-watchdog", namespace), "a plan changes nothing"
+        prepared(target, old, target.acquire("test"))
+        bound = kube.get("RoleBinding", "shop-watchdog", namespace)
+        assert bound["roleRef"]["name"] == "shop-watchdog"
+        assert not any("shop-watchdog" in line for line in target.preview(OLD))
+        kube.delete("Role", "shop-watchdog", namespace)
+        lines = list(target.preview(OLD))
+        assert "create Role shop-watchdog" in lines
+        assert not any("RoleBinding" in line for line in lines), lines
+
+    def test_a_binding_of_a_role_that_is_not_there_names_the_role(
+        self, control_plane: ControlPlane, namespace: str, tmp_path: Path
+    ) -> None:
+        rules = [
+            {
+                "apiGroups": ["rbac.authorization.k8s.io"],
+                "resources": ["rolebindings"],
+                "verbs": ["create", "get", "patch"],
+            }
+        ]
+        limited = user_kubeconfig(control_plane, tmp_path, LIMITED[3], rules, namespace)
+        place = Quick(
+            support_kubernetes.options(control_plane, namespace, kubeconfig=str(limited)),
+            support_kubernetes.context(tmp_path),
+        ).place
+        binding = place.labelled(
+            "RoleBinding",
+            "rbac.authorization.k8s.io/v1",
+            "shop-watchdog",
+            roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "shop-watchdog"},
+            subjects=[{"kind": "ServiceAccount", "name": "shop-watchdog", "namespace": namespace}],
+        )
+        with pytest.raises(StageError) as error:
+            place.cluster.apply(binding)
+        assert str(error.value) == (
+            "RoleBinding shop-watchdog needs roles.rbac.authorization.k8s.io shop-watchdog, which is not in namespace "
+            f"{namespace}; make that first, then run the same command again"
+        )
+
     def test_a_surge_that_does_not_fit_is_refused_with_the_numbers(
         self, control_plane: ControlPlane, namespace: str, tmp_path: Path, kube: Kube, old: Candidate,
         make_target: MakeTarget,
@@ -259,3 +328,24 @@ class TestCheck:
         )
         with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1"):
             checked(control_plane, "default", tmp_path, kubeconfig=str(away), timeout="1s")
+
+    def test_a_user_without_any_rights_is_told_all_of_them_by_one_plan(
+        self, control_plane: ControlPlane, namespace: str, tmp_path: Path
+    ) -> None:
+        nothing = [{"apiGroups": ["example.com"], "resources": ["nothing"], "verbs": ["get"]}]
+        limited = user_kubeconfig(control_plane, tmp_path, LIMITED[4], nothing, namespace)
+        place = {"kubeconfig": str(limited), "namespace": namespace, "modelRepository": "s3://models/r"}
+        (tmp_path / ".shipctl").mkdir()
+        project = Project(tmp_path)
+        target = {"uses": "kubernetes", "with": place}
+        project.write("1.0.0", options={"target": target, "analysis": None}, p95="")
+        outcome = project.shipctl("plan", "spec.yaml")
+        assert outcome.returncode == 0, outcome.stderr
+        (missing,) = [line for line in outcome.stdout.splitlines() if line.startswith("missing")]
+        for right in ("get configmaps", "create deployments", "create leases", "list pods", "patch services"):
+            assert right in missing
+        assert "user entry test of the kubeconfig may not do" in missing
+        assert '"resources": ["leases"]' in missing
+        refused = project.shipctl("apply", "spec.yaml")
+        assert refused.returncode == 2
+        assert "have these rules added to its Role" in refused.stderr
