@@ -16,7 +16,7 @@ from shipctl.errors import LockedError, StageError
 from shipctl.records import digest_of
 from shipctl.release.lease import FileLease
 from shipctl.release.router import Backend, Routed, TrafficRouter
-from shipctl.release.target import StaleEpochError
+from shipctl.release.target import Capability, StaleEpochError
 from shipctl.release.traffic import Traffic
 from shipctl_plugins._envoy import config
 from shipctl_plugins._envoy.admin import Admin
@@ -49,6 +49,8 @@ class DoorPorts:
 
 class Proxy(TrafficRouter):
     """One door. Any number of these objects, in any number of processes, may stand for the same ``folder``."""
+
+    capabilities = frozenset({Capability.WEIGHTS, Capability.HEADERS, Capability.MIRROR, Capability.PREVIEW})
 
     def __init__(
         self,

@@ -332,6 +332,8 @@ def test_a_bad_target_is_caught(
 class GoodRouter(TrafficRouter):
     """Route in memory."""
 
+    capabilities = frozenset({Capability.WEIGHTS})
+
     def __init__(self) -> None:
         self.routed = Routed(traffic=Traffic(), etag="0")
         self.current = 1
