@@ -180,13 +180,15 @@ def _weights(kube: Kube, namespace: str, app: str) -> Mapping[str, int] | None:
 
 
 def _pods_behind(kube: Kube, namespace: str, service: str) -> list[str]:
-    """Return the revision of each ready address of a Service."""
-    if not kube.exists("Endpoints", service, namespace):
+    """Return the revision of each ready address of a Service, as the nodes' own proxies know them."""
+    if not kube.exists("Service", service, namespace):  # what is left of its endpoints goes a moment later
         return []
+    slices = kube.list("EndpointSlice", namespace, f"kubernetes.io/service-name={service}")
     names = [
-        address["targetRef"]["name"]
-        for subset in kube.get("Endpoints", service, namespace).get("subsets") or []
-        for address in subset.get("addresses") or []
+        endpoint["targetRef"]["name"]
+        for found in slices
+        for endpoint in found.get("endpoints") or []
+        if endpoint["conditions"]["ready"]
     ]
     if not names:
         return []
