@@ -171,17 +171,11 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
 
     def diff(self, inputs: StrategyInputs, ctx: ReleaseContext) -> Sequence[str]:
         """Return what a release would change on what is live."""
-        target, candidate = open_target(self.options.target, ctx), _candidate(inputs, ctx)
-        if isinstance(target, DelegatedTarget):
-            return target.diff(candidate, self._quick(ctx))
-        return target.diff(candidate)
+        return open_target(self.options.target, ctx).diff(_candidate(inputs, ctx), self._quick(ctx))
 
     def manifests(self, inputs: StrategyInputs, ctx: ReleaseContext) -> dict[str, str]:
         """Return what a release puts on the target."""
-        target, candidate = open_target(self.options.target, ctx), _candidate(inputs, ctx)
-        if isinstance(target, DelegatedTarget):
-            return target.manifests(candidate, self._quick(ctx))
-        return target.manifests(candidate)
+        return open_target(self.options.target, ctx).manifests(_candidate(inputs, ctx), self._quick(ctx))
 
     def rights(self, ctx: ReleaseContext) -> dict[str, str]:
         """Return what gives who runs shipctl the rights on the target."""

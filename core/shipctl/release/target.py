@@ -12,7 +12,7 @@ a watchdog on the target's side puts all traffic back on the stable revision (an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +31,7 @@ from shipctl.stages.verdicts import Verdict
 
 if TYPE_CHECKING:
     from shipctl.release.records import RecordStore
+    from shipctl.release.strategy import Strategy
 
 TARGET_GROUP = "shipctl.targets"
 LEASE_SECONDS = 15.0
@@ -110,6 +111,20 @@ class Observation(Record):
     def ready(self, revision: str | None) -> bool:
         """Whether a revision may get traffic: all its replicas are there, ready, and what they should be."""
         return revision is not None and revision in self.replicas and self.replicas[revision].whole
+
+
+def in_words(traffic: Traffic, replicas: Mapping[str, Replicas]) -> str:
+    """Say who gets how many of the requests, by versions; by digests, too, where two revisions have the same one."""
+    versions = [replicas[revision].version for revision in traffic.weights if revision in replicas]
+    shares = []
+    for revision, weight in traffic.weights.items():
+        name = replicas[revision].version if revision in replicas else revision[:12]
+        name += f" ({revision[:12]})" if versions.count(name) > 1 else ""
+        shares += [f"{weight} % to {name}"] if weight else []
+    if not shares:
+        return "the door is closed"
+    copies = f", copies of {traffic.mirror.percent:g} % for a comparison" if traffic.mirror else ""
+    return ", ".join(shares) + copies
 
 
 class Prepare(Record):
@@ -209,7 +224,7 @@ class ReleaseTarget(ABC):
         """Say, a line each, what a release would change here. Reads only."""
         return ()
 
-    def diff(self, candidate: Candidate) -> Sequence[str]:
+    def diff(self, candidate: Candidate, strategy: Strategy | None = None) -> Sequence[str]:
         """Return the lines of a unified diff from what is live to what a release of ``candidate`` would make of it.
 
         Reads only; empty where there is nothing to compare.
@@ -218,8 +233,11 @@ class ReleaseTarget(ABC):
         """
         return ()
 
-    def manifests(self, candidate: Candidate) -> dict[str, str]:
-        """Return relative path to text of what a release of ``candidate`` puts on the target; nothing is asked."""
+    def manifests(self, candidate: Candidate, strategy: Strategy | None = None) -> dict[str, str]:
+        """Return relative path to text of what a release of ``candidate`` puts on the target; nothing is asked.
+
+        An engine of the target's own is told of the ``strategy`` in what is put there.
+        """
         return {}
 
     def rights(self) -> dict[str, str]:

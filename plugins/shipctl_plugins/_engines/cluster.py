@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shipctl.errors import ShipctlError, SpecError, UnavailableError
+from shipctl.errors import ShipctlError, SpecError, StageError, UnavailableError
 from shipctl.release.delegated import DelegatedTarget
 from shipctl.release.records import RecordStore
 from shipctl.release.strategy import Strategy
@@ -194,6 +194,27 @@ class ClusterEngine(DelegatedTarget):
         return objects.apply(self.place, found, self.ctx.log, dry_run=dry_run) or found
 
     # -- what serves -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def named(notes: Notes, revision: str | None) -> str:
+        """Return what a person calls a revision."""
+        kept = notes.kept(revision)
+        if kept is not None:
+            return f"{kept.entry.version} ({kept.entry.revision[:12]})"
+        return revision[:12] if revision is not None else "nothing"
+
+    def nothing(self, stable: str | None) -> str:
+        """Say that the engine's object is not there, which is right where nothing was stable.
+
+        :raises StageError: if something was
+        """
+        if stable is None:
+            return f"there is no {self.kind.name} {self.app.name}"
+        message = (
+            f"{self.kind.name} {self.app.name} is gone from {self.app.namespace}, and {stable[:12]} with it; apply an "
+            "earlier version again"
+        )
+        raise StageError(message)
 
     def served(self, kept: Kept, *, healthy: bool, **details: str) -> Serving:
         """Return a revision as `shipctl status` has it."""

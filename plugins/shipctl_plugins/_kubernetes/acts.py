@@ -13,7 +13,7 @@ from typing import Any
 from shipctl.errors import ShipctlError, StageError
 from shipctl.release.router import Backend
 from shipctl.release.surge import Surge
-from shipctl.release.target import Capability, Observation, Replicas
+from shipctl.release.target import Capability, Observation, in_words
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl_plugins._kubernetes import objects
 from shipctl_plugins._kubernetes import state as states
@@ -189,7 +189,7 @@ class Acts:
         after = self.observer.router.set(traffic, backends, etag=look.routed.etag, epoch=epoch).traffic
         if traffic.preview is None:
             self.place.cluster.delete(Ref("v1", "Service", self.app.preview))
-        return f"{self.app.name}: {described(after, look.observation.replicas)}"
+        return f"{self.app.name}: {in_words(after, look.observation.replicas)}"
 
     def _follow(self, look: Look, traffic: Traffic, ready: Mapping[str, int], epoch: int) -> None:
         """Have requests go where replicas are ready, and stay so.
@@ -326,19 +326,6 @@ class Acts:
         previous = None if look.state.previous == revision else look.state.previous
         state = look.state.model_copy(update={"entries": entries, "previous": previous})
         self._save(state, look.version, epoch)
-
-
-def described(traffic: Traffic, replicas: Mapping[str, Replicas]) -> str:
-    """Say in words who gets how many of the requests."""
-    shares = [
-        f"{weight} % to {replicas[revision].version if revision in replicas else revision[:12]}"
-        for revision, weight in traffic.weights.items()
-        if weight
-    ]
-    if not shares:
-        return "the door is closed"
-    copies = f", copies of {traffic.mirror.percent:g} % for a comparison" if traffic.mirror else ""
-    return ", ".join(shares) + copies
 
 
 def _known(state: ModelState, entry: Entry) -> Entry:

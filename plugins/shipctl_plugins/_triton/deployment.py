@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shipctl.errors import StageError
-from shipctl.release.target import Candidate, Observation, Replicas
+from shipctl.release.target import Candidate, Observation, in_words
 from shipctl.release.traffic import Traffic
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._envoy.config import COMPARATOR
@@ -140,7 +140,7 @@ class Deployment(Deployed):
         after = self.door.set(traffic, backends, etag=routed.etag, epoch=epoch)
         if traffic.mirror is None:
             self._comparator().stop()
-        return f"{model}: {described(after.traffic, seen.replicas)}"
+        return f"{model}: {in_words(after.traffic, seen.replicas)}"
 
     def commit(self, expected: str | None, revision: str | None, epoch: int) -> str:
         """Make ``revision`` the stable one if ``expected`` is. The one compare-and-swap of a promotion.
@@ -346,19 +346,6 @@ class Deployment(Deployed):
         backends = self._backends(known, model, traffic.revisions)
         self.door.set(traffic, backends, etag=routed.etag, epoch=epoch)
         self.releases.put_behind_door(model)
-
-
-def described(traffic: Traffic, replicas: dict[str, Replicas]) -> str:
-    """Say in words who gets how many of the requests."""
-    shares = [
-        f"{weight} % to {replicas[revision].version if revision in replicas else revision[:12]}"
-        for revision, weight in traffic.weights.items()
-        if weight
-    ]
-    if not shares:
-        return "the door is closed"
-    copies = f", copies of {traffic.mirror.percent:g} % for a comparison" if traffic.mirror else ""
-    return ", ".join(shares) + copies
 
 
 def _counted(replicas: int) -> str:

@@ -251,7 +251,7 @@ class ArgoRollouts(ClusterEngine):
 
         def change(found: Object | None, notes: Notes) -> str:
             if found is None:
-                return self._nothing(stable)
+                return self.nothing(stable)
             status = RolloutStatus(found, notes)
             if status.current != revision:
                 return (
@@ -263,18 +263,9 @@ class ArgoRollouts(ClusterEngine):
                 self._patch_status(status, {"abort": True})
                 return f"Rollout {self.app.name} is aborted"
             self._pin(status, stable)
-            return f"Rollout {self.app.name} has the pod template of {self._name(notes, stable)} again"
+            return f"Rollout {self.app.name} has the pod template of {self.named(notes, stable)} again"
 
         return Applied(message=self.changed(change))
-
-    def _nothing(self, stable: str | None) -> str:
-        if stable is None:
-            return f"there is no Rollout {self.app.name}"
-        message = (
-            f"Rollout {self.app.name} is gone from {self.app.namespace}, and {stable[:12]} with it; apply an earlier "
-            "version again"
-        )
-        raise StageError(message)
 
     def _removed(self, found: Object) -> str:
         """Remove a first release: there is nothing that Argo could go back to."""
@@ -329,11 +320,6 @@ class ArgoRollouts(ClusterEngine):
             }
             lines.append(self.served(kept, healthy=healthy, **details))
         return lines
-
-    @staticmethod
-    def _name(notes: Notes, revision: str) -> str:
-        kept = notes.kept(revision)
-        return f"{kept.entry.version} ({revision[:12]})" if kept is not None else revision[:12]
 
 
 def _pods(status: RolloutStatus | None) -> str:

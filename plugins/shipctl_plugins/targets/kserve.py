@@ -113,7 +113,7 @@ class Kserve(ClusterEngine):
         if found is None:
             return ["nothing serves: KServe gives a first revision everything once its pods are ready"]
         status = ServiceStatus(found, notes)
-        serving = self._name(notes, status.stable)
+        serving = self.named(notes, status.stable)
         return [f"InferenceService {self.app.name} in {self.app.namespace}: {serving} is rolled out"]
 
     # -- what is rendered ------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Kserve(ClusterEngine):
 
         def change(found: Object | None, notes: Notes) -> str:
             if found is None:
-                return self._nothing(stable)
+                return self.nothing(stable)
             status = ServiceStatus(found, notes)
             if stable is None and status.current == revision:
                 self.place.cluster.delete(self.ref, uid=found["metadata"]["uid"])
@@ -210,15 +210,6 @@ class Kserve(ClusterEngine):
             return self._back(status, stable)
 
         return Applied(message=self.changed(change))
-
-    def _nothing(self, stable: str | None) -> str:
-        if stable is None:
-            return f"there is no InferenceService {self.app.name}"
-        message = (
-            f"InferenceService {self.app.name} is gone from {self.app.namespace}, and {stable[:12]} with it; apply an "
-            "earlier version again"
-        )
-        raise StageError(message)
 
     def _back(self, status: ServiceStatus, stable: str) -> str:
         notes = status.notes
@@ -242,14 +233,14 @@ class Kserve(ClusterEngine):
         way = (Stride(weight=WHOLE),) if percent else (Stride(weight=0), Stride(weight=WHOLE))
         told = notes.told(kept, status.stable, strides=way, since=self.ctx.now(), **_marks(status))
         self._tell(status, kept.runs, percent, told)
-        return f"InferenceService {self.app.name} runs {self._name(notes, stable)} again"
+        return f"InferenceService {self.app.name} runs {self.named(notes, stable)} again"
 
     def _whole(self, status: ServiceStatus, stable: str) -> str:
         """Give the new pods of ``stable`` everything, once they are ready; until then those that it had serve."""
         kept = status.notes.kept(stable)
         ready = status.made and status.component.get("latestReadyRevision") == status.made
         if kept is None or status.asked == WHOLE or not ready:
-            return f"InferenceService {self.app.name} runs {self._name(status.notes, stable)} again"
+            return f"InferenceService {self.app.name} runs {self.named(status.notes, stable)} again"
         told = status.notes.model_copy(update={"strides": (), "index": 0, "since": self.ctx.now()})
         self._tell(status, kept.runs, WHOLE, told)
         return f"{kept.entry.version} has all requests"
@@ -281,13 +272,6 @@ class Kserve(ClusterEngine):
             healthy = seen.standing in {Standing.HEALTHY, Standing.PAUSED} or revision != status.current
             lines.append(self.served(kept, healthy=healthy, traffic=f"{seen.weight} %"))
         return lines
-
-    @staticmethod
-    def _name(notes: Notes, revision: str | None) -> str:
-        kept = notes.kept(revision)
-        if kept is not None:
-            return f"{kept.entry.version} ({kept.entry.revision[:12]})"
-        return revision[:12] if revision is not None else "nothing"
 
 
 def _marks(status: ServiceStatus | None) -> dict[str, str]:

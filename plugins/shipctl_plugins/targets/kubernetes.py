@@ -12,6 +12,7 @@ from shipctl.processes import own_name
 from shipctl.release.records import RecordStore
 from shipctl.release.router import Backend, RouterContext, TrafficRouter
 from shipctl.release.routers import open_router, router_class
+from shipctl.release.strategy import Strategy
 from shipctl.release.target import (
     LEASE_SECONDS,
     Action,
@@ -153,14 +154,14 @@ class Kubernetes(Target):
         uri = base_uri(self.options, self.ctx.store)
         return telling.preview(self.observer, self._plans(self.place.app), candidate, uri)
 
-    def diff(self, candidate: Candidate) -> Sequence[str]:
+    def diff(self, candidate: Candidate, strategy: Strategy | None = None) -> Sequence[str]:
         """Return a unified diff of the live objects against a dry run of what would be applied."""
         return differences.unified(
             self.place,
             telling.manifests_live(self.observer, self._plans(self.place.app), self._entry(candidate)),
         )
 
-    def manifests(self, candidate: Candidate) -> dict[str, str]:
+    def manifests(self, candidate: Candidate, strategy: Strategy | None = None) -> dict[str, str]:
         """Return a file per object; the namespace is the options', or `default`. Routes are as after a promotion."""
         app = app_of(self.options, self.ctx.pipeline, self.ctx.environment)
         plans = self._plans(app)
