@@ -317,7 +317,7 @@ class Backward(Look):
     @property
     def elsewhere(self) -> bool:
         """Whether somebody else has told the engine of something; that it has nothing any more is fine."""
-        return self.seen.current is not None and super().elsewhere
+        return self.strange is not None
 
     @property
     def _is_back(self) -> bool:

@@ -94,10 +94,13 @@ class Look:
     @property
     def elsewhere(self) -> bool:
         """Whether the engine was told of, or holds for stable, what is neither the candidate nor what was stable."""
-        ours = {self.revision, self.previous}
-        return self.seen.current not in ours or (
-            self.seen.stable is not None and self.seen.stable not in ours
-        )
+        return self.strange is not None or self.seen.current not in {self.revision, self.previous}
+
+    @property
+    def strange(self) -> str | None:
+        """A revision that the engine has, and that is neither the candidate nor what was stable."""
+        seen = (self.seen.current, self.seen.stable)
+        return next((name for name in seen if name not in {None, self.revision, self.previous}), None)
 
     @property
     def elapsed(self) -> float:
@@ -112,12 +115,9 @@ class Look:
     @property
     def others(self) -> str:
         """What the engine has been told by somebody else, for a person."""
-        if self.seen.current is None:
+        name = self.strange
+        if name is None:
             return "somebody else has removed it"
-        strange = (
-            self.seen.current if self.seen.current not in {self.revision, self.previous} else self.seen.stable
-        )
-        name = str(strange)
         return f"somebody else has applied {name[:12] if _HEXADECIMAL.fullmatch(name) else name}"
 
     def keep(self, **changes: Any) -> None:

@@ -223,6 +223,18 @@ def test_what_does_not_hold_its_bounds_with_all_requests_goes_back(outcome: Outc
     assert release.now - began <= DELAY + DEADLINE + 2
 
 
+def test_what_somebody_else_made_stable_is_left_alone_on_the_way_back() -> None:
+    release = Release(seen=NOTHING).handed(stable=None)
+    release.abort = "enough"
+    release.until(Phase.ABORTING)
+    acts = list(release.acts)
+    said = release.until(
+        Phase.ROLLED_BACK, seen=Followed(standing=Standing.PROGRESSING, stable=OTHER, current=None)
+    )
+    assert said.message == (f"somebody else has applied {OTHER[:12]} meanwhile, and is left alone with it")
+    assert release.acts == acts
+
+
 def test_what_somebody_else_applied_is_left_alone() -> None:
     release = Release().handed()
     release.seen = Followed(standing=Standing.ABSENT, stable=OLD, current=OTHER)
