@@ -26,7 +26,7 @@ from shipctl.stages.context import ReleaseContext
 from shipctl.stages.verdicts import Outcome, Verdict
 from shipctl.testing.samples import SIGNATURE, sealed, tiny_dataset
 from shipctl_plugins._kubernetes.app import ANNOTATION_REVISION
-from shipctl_plugins._kubernetes.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
 from shipctl_plugins._kubernetes.preflight import Preflighter
 from shipctl_plugins._triton.golden import Tolerance
 from shipctl_plugins.targets.kubernetes import Kubernetes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of
-from shipctl_plugins._kubernetes.render import (
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of
+from shipctl_plugins._kubernetes.manifests.render import (
     Workload,
     door,
     preview_service,

@@ -10,7 +10,7 @@ from typing import Any
 from shipctl.release.lease import FileLease
 from shipctl.release.router import Backend, RouterContext, TrafficRouter
 from shipctl_plugins._kubernetes.app import ANNOTATION_REVISION, App, Place
-from shipctl_plugins._kubernetes.ways import backend_of
+from shipctl_plugins._kubernetes.traffic.ways import backend_of
 from support_cluster import Kube, wait_for
 
 STABLE, CANDIDATE = "a" * 64, "c" * 64

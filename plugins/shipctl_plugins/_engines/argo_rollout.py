@@ -28,10 +28,10 @@ from shipctl_plugins._engines.argo_routes import (
 from shipctl_plugins._engines.cluster import manifest
 from shipctl_plugins._engines.notes import Object
 from shipctl_plugins._kubernetes.app import App
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.render import ALL, door
 from shipctl_plugins._kubernetes.objects import Kind
-from shipctl_plugins._kubernetes.options import KubernetesOptions
 from shipctl_plugins._kubernetes.plans import Plans
-from shipctl_plugins._kubernetes.render import ALL, door
 from shipctl_plugins._kubernetes.state import Entry
 
 ROLLOUT = Kind("argoproj.io/v1alpha1", "Rollout")

@@ -14,7 +14,7 @@ from shipctl.release.routers import open_router, router_class
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl_plugins._engines.notes import Object
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
 
 REPLICAS, SERVICE, GATEWAY, ISTIO = "replicas", "service", "gateway-api", "istio"
 PLUGIN = "argoproj-labs/gatewayAPI"

@@ -17,18 +17,18 @@ from shipctl.stages.base import Serving
 from shipctl.stages.context import CheckContext, ReleaseContext
 from shipctl_plugins._engines.notes import ANNOTATION, Kept, Notes, Object, notes_of
 from shipctl_plugins._kubernetes import differences, objects
+from shipctl_plugins._kubernetes.api.connection import ConflictError, Ref, connect
+from shipctl_plugins._kubernetes.api.opened import opened
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place, short
-from shipctl_plugins._kubernetes.connection import ConflictError, Ref, connect
-from shipctl_plugins._kubernetes.documents import files_of
+from shipctl_plugins._kubernetes.manifests.documents import files_of
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of, with_store
+from shipctl_plugins._kubernetes.manifests.render import operator_role
+from shipctl_plugins._kubernetes.manifests.roles import Rule, operator_rules
 from shipctl_plugins._kubernetes.objects import Kind
-from shipctl_plugins._kubernetes.opened import opened
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of, with_store
 from shipctl_plugins._kubernetes.preflight import LocalPreflight, Preflighter
 from shipctl_plugins._kubernetes.records import ConfigMapRecords
-from shipctl_plugins._kubernetes.render import operator_role
 from shipctl_plugins._kubernetes.repository import lay_out
 from shipctl_plugins._kubernetes.rights import check_rights
-from shipctl_plugins._kubernetes.roles import Rule, operator_rules
 from shipctl_plugins._kubernetes.state import Entry
 
 SERIES_LABEL = LABEL_REVISION.replace(".", "_").replace("/", "_")

@@ -19,12 +19,12 @@ from shipctl.stages.context import ReleaseContext
 from shipctl.store.depot import REPOSITORIES
 from shipctl_plugins._engines.cluster import manifest
 from shipctl_plugins._engines.notes import Object, Stride
-from shipctl_plugins._kubernetes import server
 from shipctl_plugins._kubernetes.app import App
+from shipctl_plugins._kubernetes.manifests import server
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.server import Workload
 from shipctl_plugins._kubernetes.objects import Kind
-from shipctl_plugins._kubernetes.options import KubernetesOptions
 from shipctl_plugins._kubernetes.repository import version_number
-from shipctl_plugins._kubernetes.server import Workload
 from shipctl_plugins._kubernetes.state import Entry
 
 INFERENCE_SERVICE = Kind("serving.kserve.io/v1beta1", "InferenceService")

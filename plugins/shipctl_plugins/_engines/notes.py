@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError
 from shipctl.errors import StageError
 from shipctl.records import Record
 from shipctl.release.target import Replicas
+from shipctl_plugins._kubernetes.api.same import covers
 from shipctl_plugins._kubernetes.objects import named
-from shipctl_plugins._kubernetes.same import covers
 from shipctl_plugins._kubernetes.state import Entry
 
 Object = dict[str, Any]

@@ -23,7 +23,7 @@ from shipctl_plugins._gitops.tree import (
     remembering,
 )
 from shipctl_plugins._kubernetes.app import App, short
-from shipctl_plugins._kubernetes.render import ALL, Workload, door, files_of
+from shipctl_plugins._kubernetes.manifests.render import ALL, Workload, door, files_of
 from shipctl_plugins._kubernetes.repository import base_uri
 
 NO_CHANGE = "nothing is to be committed"

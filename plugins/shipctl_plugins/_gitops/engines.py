@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from shipctl.release.target import Replicas
 from shipctl_plugins._gitops.options import ArgoCdOptions, FluxOptions
 from shipctl_plugins._gitops.tree import Tree
+from shipctl_plugins._kubernetes.api.connection import Cluster, Ref
 from shipctl_plugins._kubernetes.app import ANNOTATION_REVISION, LABEL_REVISION, App, short
-from shipctl_plugins._kubernetes.connection import Cluster, Ref
 
 Reached = Callable[[str], bool]
 """Says whether a commit (as the engine names it) has what the newest one has in our folder."""

@@ -14,8 +14,8 @@ from shipctl.release.references import Reference
 from shipctl.spec.fields import Text, fault
 from shipctl.spec.problems import shorten
 from shipctl.spec.units import Duration
-from shipctl_plugins._kubernetes.fields import DnsLabel, Subdomain
-from shipctl_plugins._kubernetes.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.fields import DnsLabel, Subdomain
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
 from shipctl_plugins._metrics.web import is_loopback
 
 PLACEHOLDERS = ("what", "pipeline", "version", "revision", "stage", "environment", "run")

@@ -13,8 +13,8 @@ from shipctl.release.strategy import Strategy
 from shipctl.release.surge import Surge
 from shipctl_plugins._gitops.tree import SHARED, Files
 from shipctl_plugins._kubernetes.app import App
-from shipctl_plugins._kubernetes.options import KubernetesOptions
-from shipctl_plugins._kubernetes.render import (
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.render import (
     Workload,
     door,
     files_of,

@@ -10,10 +10,10 @@ from shipctl.store.files import write_atomic
 from shipctl_plugins._gitops.engines import ArgoCd, Deployments, Engine, Flux, Health, Live, Nobody
 from shipctl_plugins._gitops.options import GitopsOptions
 from shipctl_plugins._gitops.tree import Release
-from shipctl_plugins._kubernetes.access import Access
+from shipctl_plugins._kubernetes.api.access import Access
+from shipctl_plugins._kubernetes.api.connection import Cluster
+from shipctl_plugins._kubernetes.api.opened import opened
 from shipctl_plugins._kubernetes.app import App
-from shipctl_plugins._kubernetes.connection import Cluster
-from shipctl_plugins._kubernetes.opened import opened
 
 WHOLE = 100
 _FLUX = "kustomize.toolkit.fluxcd.io"

@@ -17,17 +17,17 @@ from shipctl.release.target import Capability, Observation, in_words
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl_plugins._kubernetes import objects
 from shipctl_plugins._kubernetes import state as states
+from shipctl_plugins._kubernetes.api.connection import Ref
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place
 from shipctl_plugins._kubernetes.capacity import quota_problem
-from shipctl_plugins._kubernetes.connection import Ref
 from shipctl_plugins._kubernetes.mending import Mender
 from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
-from shipctl_plugins._kubernetes.routing import ClusterRouter
-from shipctl_plugins._kubernetes.scaling import Scaling, check_surge, rivals
 from shipctl_plugins._kubernetes.shadowing import Shadowing
 from shipctl_plugins._kubernetes.state import RECALLED, Entry, ModelState
-from shipctl_plugins._kubernetes.ways import COMPARATOR
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
+from shipctl_plugins._kubernetes.traffic.scaling import Scaling, check_surge, rivals
+from shipctl_plugins._kubernetes.traffic.ways import COMPARATOR
 
 Object = dict[str, Any]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shipctl_plugins._kubernetes.connection import Cluster
+    from shipctl_plugins._kubernetes.api.connection import Cluster
 
 FIELD_MANAGER = "shipctl"
 """Who owns what is applied."""

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from shipctl.errors import ShipctlError
-from shipctl_plugins._kubernetes.connection import Cluster, ForbiddenError
+from shipctl_plugins._kubernetes.api.connection import Cluster, ForbiddenError
 
 Object = dict[str, Any]
 

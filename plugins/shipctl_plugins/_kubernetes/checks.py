@@ -9,18 +9,18 @@ from shipctl.errors import ShipctlError, SpecError, UnavailableError
 from shipctl.release.routers import router_class
 from shipctl.release.surge import Surge
 from shipctl.stages.context import CheckContext
-from shipctl_plugins._kubernetes import lint
+from shipctl_plugins._kubernetes.api.connection import Cluster, ForbiddenError, GoneError, Ref, connect
 from shipctl_plugins._kubernetes.app import App, Place, dns_label
 from shipctl_plugins._kubernetes.capacity import quota_problem
-from shipctl_plugins._kubernetes.connection import Cluster, ForbiddenError, GoneError, Ref, connect
+from shipctl_plugins._kubernetes.lint.problems import problems
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of, with_store
+from shipctl_plugins._kubernetes.manifests.render import elsewhere
+from shipctl_plugins._kubernetes.manifests.roles import operator_rules
 from shipctl_plugins._kubernetes.objects import DISPENSABLE
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of, with_store
 from shipctl_plugins._kubernetes.plans import Plans
 from shipctl_plugins._kubernetes.pods import wanted_of
-from shipctl_plugins._kubernetes.render import elsewhere
 from shipctl_plugins._kubernetes.repository import base_uri
 from shipctl_plugins._kubernetes.rights import check_rights
-from shipctl_plugins._kubernetes.roles import operator_rules
 from shipctl_plugins._kubernetes.state import Entry
 
 Object = dict[str, Any]
@@ -55,7 +55,7 @@ def check(options: KubernetesOptions, ctx: CheckContext) -> None:
 def _check_rendered(options: KubernetesOptions, ctx: CheckContext, uri: str) -> None:
     app = app_of(options, ctx.pipeline, ctx.environment)
     rendered = _rendered(options, ctx, app, uri)
-    found = lint.problems(rendered, options.kubernetesVersion, elsewhere=elsewhere(options))
+    found = problems(rendered, options.kubernetesVersion, elsewhere=elsewhere(options))
     if found:
         message = f"what would be put into the cluster is not right: {'; '.join(found)}"
         raise SpecError(message)

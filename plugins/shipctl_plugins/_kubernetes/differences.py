@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from shipctl_plugins._kubernetes.api.connection import FieldConflictError, MissingError, Ref
+from shipctl_plugins._kubernetes.api.same import covers
 from shipctl_plugins._kubernetes.app import Place
-from shipctl_plugins._kubernetes.connection import FieldConflictError, MissingError, Ref
-from shipctl_plugins._kubernetes.documents import yaml_of
+from shipctl_plugins._kubernetes.manifests.documents import yaml_of
 from shipctl_plugins._kubernetes.objects import apply, named, reference
-from shipctl_plugins._kubernetes.same import covers
 
 Object = dict[str, Any]
 

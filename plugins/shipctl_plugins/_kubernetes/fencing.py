@@ -7,11 +7,11 @@ from contextlib import suppress
 from shipctl.errors import ShipctlError, StageError
 from shipctl.release.router import TrafficRouter
 from shipctl_plugins._kubernetes import state
+from shipctl_plugins._kubernetes.api.connection import ConflictError
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, Place
-from shipctl_plugins._kubernetes.connection import ConflictError
 from shipctl_plugins._kubernetes.objects import reference
-from shipctl_plugins._kubernetes.routing import ClusterRouter
-from shipctl_plugins._kubernetes.ways import Json, Way, epoch_of, own_or_absent
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
+from shipctl_plugins._kubernetes.traffic.ways import Json, Way, epoch_of, own_or_absent
 
 _ATTEMPTS = 5
 

@@ -19,9 +19,9 @@ from shipctl.processes import has_ended
 from shipctl.release.lease import WATCHDOG, Lease
 from shipctl.release.target import LEASE_SECONDS, StaleEpochError
 from shipctl_plugins._kubernetes import objects
+from shipctl_plugins._kubernetes.api.connection import ConflictError, Ref
 from shipctl_plugins._kubernetes.app import Place
-from shipctl_plugins._kubernetes.connection import ConflictError, Ref
-from shipctl_plugins._kubernetes.ways import Json, epoch_of
+from shipctl_plugins._kubernetes.traffic.ways import Json, epoch_of
 
 API_VERSION = "coordination.k8s.io/v1"
 _ATTEMPTS = 5

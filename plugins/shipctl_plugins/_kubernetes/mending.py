@@ -13,7 +13,7 @@ from shipctl.errors import ShipctlError
 from shipctl.release.target import StaleEpochError
 from shipctl.release.traffic import Traffic
 from shipctl_plugins._kubernetes import objects
-from shipctl_plugins._kubernetes.connection import Ref
+from shipctl_plugins._kubernetes.api.connection import Ref
 from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
 from shipctl_plugins._kubernetes.state import Entry, ModelState

@@ -7,14 +7,14 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from shipctl.errors import StageError
-from shipctl_plugins._kubernetes.app import LABEL_REVISION, Place, short
-from shipctl_plugins._kubernetes.connection import (
+from shipctl_plugins._kubernetes.api.connection import (
     ConflictError,
     FieldConflictError,
     ForbiddenError,
     MissingError,
     Ref,
 )
+from shipctl_plugins._kubernetes.app import LABEL_REVISION, Place, short
 
 Object = dict[str, Any]
 

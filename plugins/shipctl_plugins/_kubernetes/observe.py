@@ -12,8 +12,8 @@ from shipctl_plugins._kubernetes.app import ANNOTATION_REVISION, LABEL_REVISION,
 from shipctl_plugins._kubernetes.lease import ClusterLease
 from shipctl_plugins._kubernetes.pods import is_ending, replicas_of, wanted_of
 from shipctl_plugins._kubernetes.recall import recalled
-from shipctl_plugins._kubernetes.rolling import Group
 from shipctl_plugins._kubernetes.state import Entry, ModelState
+from shipctl_plugins._kubernetes.traffic.rolling import Group
 
 Object = dict[str, Any]
 

@@ -9,12 +9,12 @@ from typing import Any
 from shipctl.records import digest_of
 from shipctl.release.target import Candidate
 from shipctl.spec.models import StoreSpec
-from shipctl_plugins._kubernetes import render
 from shipctl_plugins._kubernetes.app import App
+from shipctl_plugins._kubernetes.manifests import render
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.server import Workload
 from shipctl_plugins._kubernetes.objects import LATER
-from shipctl_plugins._kubernetes.options import KubernetesOptions
 from shipctl_plugins._kubernetes.repository import base_uri, version_number
-from shipctl_plugins._kubernetes.server import Workload
 from shipctl_plugins._kubernetes.state import Entry
 
 Object = dict[str, Any]

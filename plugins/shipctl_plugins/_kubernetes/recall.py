@@ -13,9 +13,9 @@ from typing import Any
 from shipctl.errors import StageError
 from shipctl.release.router import TrafficRouter
 from shipctl_plugins._kubernetes.app import ANNOTATION_REPOSITORY, Place
-from shipctl_plugins._kubernetes.reducing import whole_of
-from shipctl_plugins._kubernetes.routing import ClusterRouter
 from shipctl_plugins._kubernetes.state import RECALLED, Entry, ModelState
+from shipctl_plugins._kubernetes.traffic.reducing import whole_of
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
 
 Object = dict[str, Any]
 

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from shipctl.errors import StoreError
 from shipctl.release.records import Records
+from shipctl_plugins._kubernetes.api.connection import ConflictError, Ref
 from shipctl_plugins._kubernetes.app import Place, dns_label
-from shipctl_plugins._kubernetes.connection import ConflictError, Ref
 
 PLAIN, PACKED = "records.json", "records.json.gz"
 PLAIN_BYTES = 128 << 10

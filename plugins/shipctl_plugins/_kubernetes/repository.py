@@ -22,7 +22,7 @@ from shipctl.store.objects import unheard
 
 if TYPE_CHECKING:
     from shipctl.store.depot import Depot, Transferred
-    from shipctl_plugins._kubernetes.options import KubernetesOptions
+    from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
 
 _TRITON_S3 = re.compile(
     r"s3://((https?://)?[0-9a-zA-Z\-.]+:[0-9]+/)?[0-9a-z][0-9a-z.\-]*((/[0-9a-zA-Z.\-_]+)*)"

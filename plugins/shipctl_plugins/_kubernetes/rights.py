@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from shipctl.errors import ShipctlError, UnavailableError
-from shipctl_plugins._kubernetes.answers import called
+from shipctl_plugins._kubernetes.api.answers import called
+from shipctl_plugins._kubernetes.api.connection import Cluster
 from shipctl_plugins._kubernetes.app import App
-from shipctl_plugins._kubernetes.connection import Cluster
-from shipctl_plugins._kubernetes.roles import Rule
+from shipctl_plugins._kubernetes.manifests.roles import Rule
 
 _AT_ONCE = 8
 _OPTIONAL = frozenset(

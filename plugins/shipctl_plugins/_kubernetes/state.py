@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from shipctl.errors import StageError, StoreError
 from shipctl.records import Record
 from shipctl.release.references import Reference
+from shipctl_plugins._kubernetes.api.connection import ConflictError, Ref
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, Place
-from shipctl_plugins._kubernetes.connection import ConflictError, Ref
 
 KEY = "state.json"
 RECALLED = "recalled"

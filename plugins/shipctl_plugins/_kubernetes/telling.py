@@ -8,17 +8,17 @@ from typing import Any
 from shipctl.release.target import Observation
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl.stages.base import Serving
+from shipctl_plugins._kubernetes.api.connection import Ref
 from shipctl_plugins._kubernetes.app import short
 from shipctl_plugins._kubernetes.capacity import node_problem
 from shipctl_plugins._kubernetes.checks import example
-from shipctl_plugins._kubernetes.connection import Ref
 from shipctl_plugins._kubernetes.differences import summary
+from shipctl_plugins._kubernetes.manifests.server import PORTS
 from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
 from shipctl_plugins._kubernetes.pods import is_ready
-from shipctl_plugins._kubernetes.routing import ClusterRouter
-from shipctl_plugins._kubernetes.server import PORTS
 from shipctl_plugins._kubernetes.state import Entry
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
 
 Object = dict[str, Any]
 

@@ -30,15 +30,15 @@ from shipctl.release.target import StaleEpochError
 from shipctl.release.traffic import Traffic
 from shipctl.spec.units import Duration
 from shipctl_plugins._kubernetes import state as states
+from shipctl_plugins._kubernetes.api.connection import Access, Cluster, connect
+from shipctl_plugins._kubernetes.api.errors import UnreachableError
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.connection import Access, Cluster, connect
-from shipctl_plugins._kubernetes.errors import UnreachableError
 from shipctl_plugins._kubernetes.fencing import fence
 from shipctl_plugins._kubernetes.lease import ClusterLease
 from shipctl_plugins._kubernetes.observe import Look, Observer
-from shipctl_plugins._kubernetes.routing import ClusterRouter
-from shipctl_plugins._kubernetes.scaling import Scaling
 from shipctl_plugins._kubernetes.state import Entry
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
+from shipctl_plugins._kubernetes.traffic.scaling import Scaling
 
 HELD_S = 0.5
 """Between two looks at a lease that somebody holds."""

@@ -11,9 +11,9 @@ from shipctl.release.router import RouterOptions
 from shipctl.release.traffic import PREVIEW_HEADER, Traffic
 from shipctl.spec.fields import Text, fault
 from shipctl.spec.units import Duration
-from shipctl_plugins._kubernetes.fields import DnsLabel, Host, Subdomain
-from shipctl_plugins._kubernetes.foreign_rule import ForeignRule
-from shipctl_plugins._kubernetes.gateway import (
+from shipctl_plugins._kubernetes.manifests.fields import DnsLabel, Host, Subdomain
+from shipctl_plugins._kubernetes.traffic.foreign_rule import ForeignRule
+from shipctl_plugins._kubernetes.traffic.gateway import (
     API_VERSION,
     PREVIEWS,
     GatewayDialect,
@@ -22,13 +22,13 @@ from shipctl_plugins._kubernetes.gateway import (
     awaited,
     refused,
 )
-from shipctl_plugins._kubernetes.route_router import RouteRouter
-from shipctl_plugins._kubernetes.routes import OwnRoute
-from shipctl_plugins._kubernetes.ways import Json, Pending, Way
+from shipctl_plugins._kubernetes.traffic.route_router import RouteRouter
+from shipctl_plugins._kubernetes.traffic.routes import OwnRoute
+from shipctl_plugins._kubernetes.traffic.ways import Json, Pending, Way
 
 if TYPE_CHECKING:
+    from shipctl_plugins._kubernetes.api.connection import Ref
     from shipctl_plugins._kubernetes.app import Place
-    from shipctl_plugins._kubernetes.connection import Ref
 
 
 class GatewayParent(Record):
@@ -123,7 +123,7 @@ class GatewayApi(RouteRouter):
         return lines
 
     def _ways(self) -> tuple[Way, ...]:
-        from shipctl_plugins._kubernetes.connection import Ref
+        from shipctl_plugins._kubernetes.api.connection import Ref
 
         place, options = self.place, self.options
         if options.route is not None:

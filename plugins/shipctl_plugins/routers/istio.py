@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from shipctl.release.router import RouterOptions
 from shipctl.release.traffic import Traffic
 from shipctl.spec.fields import Text, fault
-from shipctl_plugins._kubernetes.fields import Subdomain
-from shipctl_plugins._kubernetes.foreign_rule import ForeignRule
-from shipctl_plugins._kubernetes.mesh import API_VERSION, IstioDialect, MeshRules, refused
-from shipctl_plugins._kubernetes.route_router import RouteRouter
-from shipctl_plugins._kubernetes.routes import OwnRoute
-from shipctl_plugins._kubernetes.ways import Way
+from shipctl_plugins._kubernetes.manifests.fields import Subdomain
+from shipctl_plugins._kubernetes.traffic.foreign_rule import ForeignRule
+from shipctl_plugins._kubernetes.traffic.mesh import API_VERSION, IstioDialect, MeshRules, refused
+from shipctl_plugins._kubernetes.traffic.route_router import RouteRouter
+from shipctl_plugins._kubernetes.traffic.routes import OwnRoute
+from shipctl_plugins._kubernetes.traffic.ways import Way
 
 MESH = "mesh"
 """What Istio calls all sidecars together, where it names gateways."""
@@ -89,7 +89,7 @@ class Istio(RouteRouter):
         return lines
 
     def _ways(self) -> tuple[Way, ...]:
-        from shipctl_plugins._kubernetes.connection import Ref
+        from shipctl_plugins._kubernetes.api.connection import Ref
 
         place, options = self.place, self.options
         if options.virtualService is not None:

@@ -16,11 +16,11 @@ from shipctl.release.router import RouterOptions
 from shipctl.release.target import Capability
 from shipctl.release.traffic import Traffic
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH
-from shipctl_plugins._kubernetes.ratio import percentages, pods_for
-from shipctl_plugins._kubernetes.reducing import Reducer
-from shipctl_plugins._kubernetes.routing import ClusterRouted
-from shipctl_plugins._kubernetes.selector import SelectorRouter
-from shipctl_plugins._kubernetes.ways import (
+from shipctl_plugins._kubernetes.traffic.ratio import percentages, pods_for
+from shipctl_plugins._kubernetes.traffic.reducing import Reducer
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouted
+from shipctl_plugins._kubernetes.traffic.selector import SelectorRouter
+from shipctl_plugins._kubernetes.traffic.ways import (
     POLL_S,
     SETTLE_S,
     Asked,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from shipctl.release.router import RouterOptions
 from shipctl.release.target import Capability
 from shipctl.release.traffic import Traffic
-from shipctl_plugins._kubernetes.selector import SelectorRouter
+from shipctl_plugins._kubernetes.traffic.selector import SelectorRouter
 
 
 class ServiceOptions(RouterOptions):

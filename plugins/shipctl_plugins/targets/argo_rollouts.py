@@ -28,12 +28,12 @@ from shipctl_plugins._engines.cluster import ClusterEngine, manifest
 from shipctl_plugins._engines.notes import EDITED, Kept, Notes, Object
 from shipctl_plugins._kubernetes import objects
 from shipctl_plugins._kubernetes.app import App, short
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of
+from shipctl_plugins._kubernetes.manifests.roles import Rule
 from shipctl_plugins._kubernetes.objects import Kind
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of
-from shipctl_plugins._kubernetes.ratio import percentages
 from shipctl_plugins._kubernetes.repository import base_uri
-from shipctl_plugins._kubernetes.roles import Rule
 from shipctl_plugins._kubernetes.state import Entry
+from shipctl_plugins._kubernetes.traffic.ratio import percentages
 
 STRATEGIES = ("canary", "bluegreen", "rolling")
 

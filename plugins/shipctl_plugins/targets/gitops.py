@@ -33,10 +33,10 @@ from shipctl_plugins._gitops.records import PinnedRecords
 from shipctl_plugins._gitops.requests import Requests
 from shipctl_plugins._gitops.sight import Promoted, engine_of, followed
 from shipctl_plugins._gitops.tree import KUSTOMIZATION, Tree, kustomization
-from shipctl_plugins._kubernetes.lint import problems
-from shipctl_plugins._kubernetes.options import app_of, with_store
+from shipctl_plugins._kubernetes.lint.problems import problems
+from shipctl_plugins._kubernetes.manifests.options import app_of, with_store
+from shipctl_plugins._kubernetes.manifests.render import elsewhere
 from shipctl_plugins._kubernetes.preflight import LocalPreflight, Preflighter
-from shipctl_plugins._kubernetes.render import elsewhere
 from shipctl_plugins._kubernetes.repository import base_uri, lay_out
 
 STRATEGIES = ("rolling", "bluegreen")

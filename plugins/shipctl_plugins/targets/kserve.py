@@ -29,9 +29,9 @@ from shipctl_plugins._engines.kserve_service import (
 from shipctl_plugins._engines.kserve_status import ServiceStatus
 from shipctl_plugins._engines.notes import EDITED, Kept, Notes, Object, Stride
 from shipctl_plugins._kubernetes.app import App
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.roles import Rule
 from shipctl_plugins._kubernetes.objects import Kind
-from shipctl_plugins._kubernetes.options import KubernetesOptions
-from shipctl_plugins._kubernetes.roles import Rule
 
 STRATEGIES = ("canary", "bluegreen")
 UNSEEN = 60.0

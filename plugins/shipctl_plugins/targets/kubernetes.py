@@ -34,21 +34,21 @@ from shipctl.stages.base import Serving
 from shipctl.stages.context import CheckContext, ReleaseContext
 from shipctl_plugins._kubernetes import checks, differences, objects, telling
 from shipctl_plugins._kubernetes.acts import Acts
+from shipctl_plugins._kubernetes.api.opened import opened
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place, short
-from shipctl_plugins._kubernetes.documents import files_of
 from shipctl_plugins._kubernetes.fencing import fence, live
 from shipctl_plugins._kubernetes.lease import ClusterLease
+from shipctl_plugins._kubernetes.manifests.documents import files_of
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of, with_store
+from shipctl_plugins._kubernetes.manifests.render import operator_role
 from shipctl_plugins._kubernetes.observe import Look, Observer
-from shipctl_plugins._kubernetes.opened import opened
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of, with_store
 from shipctl_plugins._kubernetes.plans import Plans
 from shipctl_plugins._kubernetes.preflight import LocalPreflight, Preflighter
 from shipctl_plugins._kubernetes.records import ConfigMapRecords
-from shipctl_plugins._kubernetes.render import operator_role
 from shipctl_plugins._kubernetes.repository import base_uri, lay_out
-from shipctl_plugins._kubernetes.routing import ClusterRouter
 from shipctl_plugins._kubernetes.shadowing import Shadowing
 from shipctl_plugins._kubernetes.state import load
+from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
 
 SERIES_LABEL = LABEL_REVISION.replace(".", "_").replace("/", "_")
 """What Prometheus makes of the pods' label: monitors copy it to every series."""

@@ -13,7 +13,7 @@ from shipctl.errors import SpecError
 from shipctl.release.references import validated
 from shipctl.release.surge import Surge
 from shipctl.stages.base import Phase
-from shipctl_plugins._kubernetes.rolling import Group, Round, finished, next_round
+from shipctl_plugins._kubernetes.traffic.rolling import Group, Round, finished, next_round
 from shipctl_plugins.deploy.k8s_rolling import K8sRolling, K8sRollingOptions
 from support_cluster import CLUSTER, ControlPlane, Kube
 from support_kubernetes import GATEWAY, NEW, OLD

@@ -13,9 +13,9 @@ from shipctl.errors import LockedError
 from shipctl.release.records import AbortWish, Records, ReleaseRecord
 from shipctl.spec.units import Duration
 from shipctl.stages.base import Phase
-from shipctl_plugins._kubernetes.access import Access
+from shipctl_plugins._kubernetes.api.access import Access
+from shipctl_plugins._kubernetes.api.connection import connect
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.connection import connect
 from shipctl_plugins._kubernetes.records import ConfigMapRecords
 from support_cluster import CLUSTER, ControlPlane, Kube
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from shipctl.errors import UnavailableError
-from shipctl_plugins._kubernetes import exec_plugin, login
-from shipctl_plugins._kubernetes.connection import (
+from shipctl_plugins._kubernetes.api import exec_plugin, login
+from shipctl_plugins._kubernetes.api.connection import (
     Access,
     Cluster,
     LoginError,

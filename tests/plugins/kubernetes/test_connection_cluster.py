@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from shipctl.errors import ShipctlError
-from shipctl_plugins._kubernetes import connection
-from shipctl_plugins._kubernetes.connection import (
+from shipctl_plugins._kubernetes.api import connection
+from shipctl_plugins._kubernetes.api.connection import (
     Access,
     Cluster,
     ConflictError,

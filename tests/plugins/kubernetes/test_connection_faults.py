@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shipctl.errors import ShipctlError, StageError
-from shipctl_plugins._kubernetes.connection import (
+from shipctl_plugins._kubernetes.api.connection import (
     Access,
     Cluster,
     ConflictError,

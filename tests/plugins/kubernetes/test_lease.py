@@ -15,9 +15,9 @@ from shipctl.release.lease import WATCHDOG
 from shipctl.release.target import StaleEpochError
 from shipctl.spec.units import Duration
 from shipctl.testing.fixtures import FakeClock
-from shipctl_plugins._kubernetes.access import Access
+from shipctl_plugins._kubernetes.api.access import Access
+from shipctl_plugins._kubernetes.api.connection import connect
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, App, Place
-from shipctl_plugins._kubernetes.connection import connect
 from shipctl_plugins._kubernetes.lease import ClusterLease
 from support_cluster import CLUSTER, ControlPlane, Kube, wait_for
 

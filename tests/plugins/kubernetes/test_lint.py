@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from shipctl_plugins._kubernetes.lint import problems, schema_problems, schema_versions
-from shipctl_plugins._kubernetes.lint_fields import amount
-from shipctl_plugins._kubernetes.lint_practice import practice
-from shipctl_plugins._kubernetes.render import door, elsewhere, operator_role
+from shipctl_plugins._kubernetes.lint.fields import amount
+from shipctl_plugins._kubernetes.lint.practice import practice
+from shipctl_plugins._kubernetes.lint.problems import problems, schema_problems, schema_versions
+from shipctl_plugins._kubernetes.manifests.render import door, elsewhere, operator_role
 from support_rendering import COMBINATIONS, everything, of_kind, options_of, workload_of
 
 OLDEST = "1.28"

@@ -9,7 +9,7 @@ import pytest
 from shipctl.errors import SpecError
 from shipctl.release.references import validated
 from shipctl.spec.models import StoreSpec
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of, with_store
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of, with_store
 
 
 def said(given: dict[str, Any]) -> str:

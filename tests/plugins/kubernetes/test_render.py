@@ -15,12 +15,12 @@ from ruamel.yaml import YAML
 from shipctl.errors import SpecError
 from shipctl_plugins._kubernetes import comparator
 from shipctl_plugins._kubernetes.app import ANNOTATION_REPOSITORY, ANNOTATION_REVISION, LABEL_REVISION
-from shipctl_plugins._kubernetes.autoscaling import adapter_rule
-from shipctl_plugins._kubernetes.documents import files_of, in_yaml, objects_in, yaml_of
-from shipctl_plugins._kubernetes.lint import problems
-from shipctl_plugins._kubernetes.lint_practice import practice
-from shipctl_plugins._kubernetes.options import KubernetesOptions
-from shipctl_plugins._kubernetes.render import (
+from shipctl_plugins._kubernetes.lint.practice import practice
+from shipctl_plugins._kubernetes.lint.problems import problems
+from shipctl_plugins._kubernetes.manifests.autoscaling import adapter_rule
+from shipctl_plugins._kubernetes.manifests.documents import files_of, in_yaml, objects_in, yaml_of
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.render import (
     ALL,
     door,
     elsewhere,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from shipctl_plugins._kubernetes.documents import files_of, yaml_of
-from shipctl_plugins._kubernetes.options import KubernetesOptions
-from shipctl_plugins._kubernetes.render import ALL, door, operator_role
+from shipctl_plugins._kubernetes.manifests.documents import files_of, yaml_of
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.render import ALL, door, operator_role
 from support_cluster import CLUSTER, LIMITED, ControlPlane, Kube, kubectl, user_kubeconfig, wait_for
 from support_rendering import COMBINATIONS, REVISION, everything, of_kind, options_of, workload_of
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shipctl.errors import UnavailableError
+from shipctl_plugins._kubernetes.api.connection import Access, connect
 from shipctl_plugins._kubernetes.app import App
-from shipctl_plugins._kubernetes.connection import Access, connect
 from shipctl_plugins._kubernetes.rights import check_rights
 from support_faulty_api import Act, answer, faulty_api, refusal
 

@@ -16,10 +16,10 @@ from shipctl.stages.base import Phase
 from shipctl.store.depot import Depot
 from shipctl.store.local import LocalStore
 from shipctl_plugins._kubernetes import state as states
-from shipctl_plugins._kubernetes.access import Access
+from shipctl_plugins._kubernetes.api.access import Access
+from shipctl_plugins._kubernetes.api.connection import connect
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, App, Place
-from shipctl_plugins._kubernetes.connection import connect
-from shipctl_plugins._kubernetes.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
 from shipctl_plugins._kubernetes.records import MOST_BYTES, PACKED, PLAIN, ConfigMapRecords
 from shipctl_plugins._kubernetes.repository import base_uri, lay_out, triton_s3, version_number
 from shipctl_plugins._kubernetes.state import Entry, ModelState

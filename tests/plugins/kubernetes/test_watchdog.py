@@ -30,18 +30,18 @@ from shipctl.release.routers import open_router
 from shipctl.release.surge import Surge
 from shipctl.release.target import LEASE_SECONDS, Candidate, Commit, Shift, StaleEpochError
 from shipctl.release.traffic import Mirror, Segment, Traffic
-from shipctl_plugins._kubernetes import render
 from shipctl_plugins._kubernetes import state as states
+from shipctl_plugins._kubernetes.api.connection import Access, connect
+from shipctl_plugins._kubernetes.api.transport import Answer, Request, Transport
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.connection import Access, connect
 from shipctl_plugins._kubernetes.lease import ClusterLease
+from shipctl_plugins._kubernetes.manifests import render
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
+from shipctl_plugins._kubernetes.manifests.roles import watchdog_rules
 from shipctl_plugins._kubernetes.observe import Observer
-from shipctl_plugins._kubernetes.options import KubernetesOptions
 from shipctl_plugins._kubernetes.plans import Plans
-from shipctl_plugins._kubernetes.roles import watchdog_rules
-from shipctl_plugins._kubernetes.scaling import Scaling
 from shipctl_plugins._kubernetes.state import Entry, ModelState
-from shipctl_plugins._kubernetes.transport import Answer, Request, Transport
+from shipctl_plugins._kubernetes.traffic.scaling import Scaling
 from shipctl_plugins._kubernetes.watchdog import GRACE_S, Watchdog, astray
 from support_cluster import CLUSTER, LIMITED, ControlPlane, user_kubeconfig, wait_for
 from support_control_plane import write_kubeconfig
@@ -68,7 +68,7 @@ from shipctl.release.router import RouterContext
 from shipctl.release.routers import open_router
 from shipctl.release.traffic import Traffic
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.connection import Access, connect
+from shipctl_plugins._kubernetes.api.connection import Access, connect
 from shipctl_plugins._kubernetes.lease import ClusterLease
 from shipctl_plugins._kubernetes.observe import Observer
 

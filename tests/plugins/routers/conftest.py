@@ -9,9 +9,9 @@ import pytest
 
 from shipctl.release.lease import FileLease
 from shipctl.release.router import Backend
-from shipctl_plugins._kubernetes.access import Access
+from shipctl_plugins._kubernetes.api.access import Access
+from shipctl_plugins._kubernetes.api.connection import connect
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.connection import connect
 from support_cluster import ControlPlane, Kube
 from support_routers import CANDIDATE, STABLE, Cluster
 

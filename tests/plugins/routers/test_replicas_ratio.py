@@ -16,7 +16,7 @@ from shipctl.release.router import TrafficRouter
 from shipctl.release.target import StaleEpochError
 from shipctl.release.traffic import Traffic
 from shipctl.testing.routers import RouterConformance, asking
-from shipctl_plugins._kubernetes.ratio import percentages, pods_for
+from shipctl_plugins._kubernetes.traffic.ratio import percentages, pods_for
 from shipctl_plugins.routers.replicas_ratio import ReplicasRatio
 from support_cluster import CLUSTER, wait_for
 from support_routers import CANDIDATE, STABLE, Cluster

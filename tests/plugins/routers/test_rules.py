@@ -10,8 +10,8 @@ from shipctl.release.router import RouterContext
 from shipctl.release.routers import ROUTERS
 from shipctl.release.traffic import Mirror, Segment, Sticky, Traffic
 from shipctl_plugins._kubernetes.app import App, Place
-from shipctl_plugins._kubernetes.gateway import Rules
-from shipctl_plugins._kubernetes.ways import Asked, dropped
+from shipctl_plugins._kubernetes.traffic.gateway import Rules
+from shipctl_plugins._kubernetes.traffic.ways import Asked, dropped
 from shipctl_plugins.routers.gateway_api import GatewayApi
 from shipctl_plugins.routers.istio import Istio
 from shipctl_plugins.routers.replicas_ratio import ReplicasRatio

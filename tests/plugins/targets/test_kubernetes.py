@@ -26,8 +26,8 @@ from shipctl.release.traffic import Traffic
 from shipctl.stages.context import StageContext
 from shipctl.testing.samples import sealed, tiny_dataset, tiny_onnx_model
 from shipctl_plugins._kubernetes import objects
-from shipctl_plugins._kubernetes.connection import FieldConflictError, GoneError
-from shipctl_plugins._kubernetes.transport import Answer, Request, Transport
+from shipctl_plugins._kubernetes.api.connection import FieldConflictError, GoneError
+from shipctl_plugins._kubernetes.api.transport import Answer, Request, Transport
 from shipctl_plugins.targets.kubernetes import Kubernetes
 from shipctl_plugins.triton.triton_config import TritonConfig, TritonConfigInputs, TritonConfigOptions
 from support_cluster import CLUSTER, ControlPlane, Kube, quota, wait_for

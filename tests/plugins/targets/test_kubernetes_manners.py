@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shipctl.release.target import Candidate, Commit, Prepare, ScaleDown, Shift
 from shipctl.release.traffic import Traffic
-from shipctl_plugins._kubernetes.render import operator_role
+from shipctl_plugins._kubernetes.manifests.render import operator_role
 from support_cluster import CLUSTER, Kube
 from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, prepared, released
 

@@ -15,8 +15,8 @@ from shipctl.release.target import Candidate, Capability, ScaleDown, Shift
 from shipctl.release.traffic import Traffic
 from shipctl.spec.models import StoreSpec
 from shipctl.stages.context import CheckContext
-from shipctl_plugins._kubernetes.options import KubernetesOptions, app_of
-from shipctl_plugins._kubernetes.roles import operator_rules
+from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of
+from shipctl_plugins._kubernetes.manifests.roles import operator_rules
 from shipctl_plugins.targets.kubernetes import Kubernetes
 from support_cluster import CLUSTER, LIMITED, ControlPlane, Kube, quota, user_kubeconfig, wait_for
 from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, Quick, prepared, released

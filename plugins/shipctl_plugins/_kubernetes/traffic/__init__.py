@@ -1,0 +1,1 @@
+"""How requests are moved: routes, selectors, numbers of replicas."""
