@@ -1,8 +1,8 @@
 """The part of a cluster that a control plane alone has not: pods that serve, and a gateway that obeys its route.
 
-For each Deployment of an app one real Triton is started, with the flags and the environment of its container (ports and
-addresses apart), so that it takes its repository from the store itself. A real Envoy gets the weights that the live
-HTTPRoute has, and nothing else of shipctl's.
+For each Deployment of an app one real Triton is started, with the flags and the environment of its container (ports
+and addresses apart), so that it takes its repository from the store itself; where there is a comparator, its process,
+too. A real Envoy is told what the rules of the live HTTPRoute say, and nothing else of shipctl's.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from typing import Any
 
 from kubernetes.client import ApiException
 
-from shipctl.errors import ShipctlError
 from shipctl.release.router import Backend
 from shipctl.release.traffic import Traffic
+from shipctl_plugins._envoy.config import COMPARATOR
 from shipctl_plugins._envoy.proxy import Proxy
 from shipctl_plugins._triton.api import LOOPBACK
 from shipctl_plugins._triton.environment import ServerEnvironment
 from shipctl_plugins._triton.processes import Ports
+from support_bridge_comparator import ComparatorPod
+from support_bridge_routes import traffic_of
 from support_kube import Kube
 
 INTERVAL = 0.1
 """Seconds between two looks at the cluster."""
 INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
 DIGEST = "shipctl.dev/revision-digest"
 
 
@@ -63,6 +66,16 @@ class Pod:
             return bool(answer.status == 200)
         return False
 
+    def inferences(self) -> int:
+        """Return how many requests it has answered, by its own counters."""
+        import urllib.request
+
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{self.ports.metrics}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(
+            int(float(line.split()[-1])) for line in lines if line.startswith("nv_inference_request_success{")
+        )
+
     def stop(self) -> None:
         """Stop it as the kubelet does."""
         self.process.terminate()
@@ -85,12 +98,15 @@ class Bridge:
     pods: dict[str, Pod] = field(default_factory=dict)
     """By the name of the Deployment."""
     weights: list[dict[str, int]] = field(default_factory=list)
-    """What Envoy was told, one after the other, by the revisions' first ten digits."""
+    """The weights that Envoy was told, one after the other, by the revisions' first ten digits."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """What it is told now."""
     problems: list[str] = field(default_factory=list)
     end: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.door = Proxy(self.folder / "door", log=lambda _line: None)
+        self.comparator = ComparatorPod(self.kube, self.namespace, self.folder)
 
     @property
     def address(self) -> str:
@@ -102,12 +118,12 @@ class Bridge:
         """Targets for Prometheus (file_sd), labelled as a PodMonitor's relabelling does."""
         return self.folder / "targets.json"
 
-    def counted(self) -> dict[str, int]:
-        """Return how many inferences each revision was chosen for, by Envoy's access log."""
+    def counted(self, segment: str | None = None) -> dict[str, int]:
+        """Return how many inferences each revision was chosen for, by Envoy's access log; all, or a segment's."""
         found: dict[str, int] = {}
         for line in self.door.access_log.read_text().splitlines():
             entry = json.loads(line)
-            if str(entry["path"]).endswith("/infer"):
+            if str(entry["path"]).endswith("/infer") and segment in {None, entry["segment"]}:
                 arm = str(entry["arm"])[:10]
                 found[arm] = found.get(arm, 0) + 1
         return found
@@ -117,16 +133,25 @@ class Bridge:
         while not self.end.wait(INTERVAL):
             try:
                 self.follow()
-            except (ApiException, ShipctlError, OSError) as exc:
+            except Exception as exc:  # noqa: BLE001  (whatever it is: the next look may go better)
                 self.problems.append(f"{type(exc).__name__}: {exc}")
 
     def follow(self) -> None:
         """Do what the cluster wants now."""
-        deployments = {
-            item["metadata"]["name"]: item
+        wanted = [
+            item
             for item in self.kube.list("Deployment", self.namespace, f"{INSTANCE}={self.app}")
             if item["spec"].get("replicas")
+        ]
+        by_component = {
+            kind: {
+                item["metadata"]["name"]: item
+                for item in wanted
+                if item["metadata"]["labels"].get(COMPONENT) == kind
+            }
+            for kind in ("server", "comparator")
         }
+        deployments = by_component["server"]
         for name in self.pods.keys() - deployments.keys():
             self.route(without=name)
             self.pods.pop(name).stop()
@@ -143,7 +168,33 @@ class Bridge:
             new = self.scraped.with_suffix(".new")
             new.write_text(json.dumps(targets))
             new.replace(self.scraped)
+        self.tell_ready()
+        self.comparator.follow(
+            next(iter(by_component["comparator"].values()), None),
+            {pod.revision: pod.backend for pod in self.pods.values()},
+        )
         self.route()
+
+    def tell_ready(self) -> None:
+        """Say that pods are ready whose server is, where the fake kubelet is told to say so of none (`never-ready`)."""
+        waiting = [
+            pod
+            for pod in self.kube.list("Pod", self.namespace, f"{INSTANCE}={self.app},{COMPONENT}=server")
+            if pod["metadata"]["annotations"].get("fake-kubelet/never-ready") == "true"
+            and {"type": "Ready", "status": "False"}.items() <= _condition(pod).items()
+        ]
+        for pod in waiting:
+            server = next(
+                (one for one in self.pods.values() if one.revision == pod["metadata"]["annotations"][DIGEST]),
+                None,
+            )
+            if server is None or not server.ready():
+                continue
+            status = {
+                "conditions": [{**each, "status": "True"} for each in pod["status"]["conditions"]],
+                "containerStatuses": [{**each, "ready": True} for each in pod["status"]["containerStatuses"]],
+            }
+            self.kube.set_status("Pod", pod["metadata"]["name"], self.namespace, status)
 
     def start(self, deployment: dict[str, Any]) -> Pod:
         """Run what its container says."""
@@ -191,37 +242,42 @@ class Bridge:
         return found
 
     def route(self, without: str = "") -> None:
-        """Give Envoy the weights of the live route; who is not ready waits, as behind a Service without endpoints."""
+        """Tell Envoy what the live route says; who is not ready waits, as behind a Service without endpoints."""
         try:
             route = self.kube.get("HTTPRoute", self.app, self.namespace)
         except ApiException as exc:
             if exc.status != 404:
                 raise
             return
-        plain = [
-            rule
-            for rule in route["spec"]["rules"]
-            if not any(match.get("headers") for match in rule.get("matches", ()))
-        ]
-        if not plain:
+        there = {pod.revision: pod for name, pod in self.pods.items() if name != without}
+        try:
+            traffic = traffic_of(
+                route, {name: self.pods[name].revision for name in self.pods if name != without}
+            )
+        except KeyError:
             return
-        shares = {
-            ref["name"]: int(ref.get("weight", 1))
-            for ref in plain[-1].get("backendRefs", ())
-            if ref["name"] != without
-        }
-        total = sum(shares.values())
-        wanted = {name: weight for name, weight in shares.items() if weight}
-        if not total or any(name not in self.pods or not self.pods[name].ready() for name in wanted):
+        if traffic is None or traffic == self.traffic:
             return
-        weights = {self.pods[name].revision: round(100 * weight / total) for name, weight in wanted.items()}
-        plainly = {revision[:10]: weight for revision, weight in sorted(weights.items())}
-        if self.weights and self.weights[-1] == plainly:
+        named = traffic.model_copy(update={"mirror": None}).revisions
+        if not all(there[revision].ready() for revision in named):
             return
+        backends = {revision: (there[revision].backend,) for revision in sorted(named)}
+        if traffic.mirror is not None:
+            if not self.comparator.ready or self.comparator.name != traffic.mirror.candidate:
+                return
+            backends[COMPARATOR] = (self.comparator.backend,)
         epoch = self.door.lease.acquire("bridge", 3600)
-        backends = {self.pods[name].revision: (self.pods[name].backend,) for name in wanted}
-        self.door.set(Traffic(weights=weights), backends, etag=self.door.get().etag, epoch=epoch)
-        self.weights.append(plainly)
+        self.door.set(traffic, backends, etag=self.door.get().etag, epoch=epoch)
+        self.traffic = traffic
+        plainly = {revision[:10]: weight for revision, weight in sorted(traffic.weights.items())}
+        if not self.weights or self.weights[-1] != plainly:
+            self.weights.append(plainly)
+
+
+def _condition(pod: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of a pod's readiness; nothing before the kubelet has seen it."""
+    found = pod.get("status", {}).get("conditions") or ()
+    return next((dict(each) for each in found if each["type"] == "Ready"), {})
 
 
 @contextmanager
@@ -242,6 +298,7 @@ def bridge(
         running.end.set()
         thread.join()
         running.door.stop()
+        running.comparator.stop()
         for pod in running.pods.values():
             pod.stop()
 

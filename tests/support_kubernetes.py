@@ -119,11 +119,11 @@ def context(folder: Path, revision: str = "", **given: Any) -> ReleaseContext:
     return replace(base, **given)
 
 
-def candidate(folder: Path, version: str, revision: str, model: str = "digits") -> Candidate:
+def candidate(folder: Path, version: str, revision: str, model: str = "digits", number: int = 1) -> Candidate:
     """Return something to release; nobody loads it."""
     root = folder / "made" / f"{model}-{version}"
-    (root / model / "1").mkdir(parents=True, exist_ok=True)
-    (root / model / "1" / "model.onnx").write_text(f"{model} {version}")
+    (root / model / f"{number}").mkdir(parents=True, exist_ok=True)
+    (root / model / f"{number}" / "model.onnx").write_text(f"{model} {version}")
     (root / model / "config.pbtxt").write_text(f'name: "{model}"\n')
     fields: dict[str, Any] = {"model": model, "signature": SIGNATURE, "max_batch_size": 8, "source": "0" * 64}
     repository = sealed(TritonRepository.at(root, **fields))

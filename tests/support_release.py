@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 Fault = Literal["slow", "errors", "wrong", "differs"]
 
 WIDTH = 768
+BIAS = 1e-4
+"""Times a version's seed is what its model adds to each value."""
 SLOW_ROUNDS = 120
 """Multiplications of a square matrix that a slow model does: several milliseconds."""
+
+
+def seed_of(version: str) -> int:
+    """Return the seed of a version's model."""
+    return sum(ord(letter) for letter in version)
 
 
 def write_model(path: Path, fault: Fault | None = None, *, seed: int = 0) -> None:
@@ -35,7 +42,7 @@ def write_model(path: Path, fault: Fault | None = None, *, seed: int = 0) -> Non
     weights = rng.standard_normal((3, 3)).astype(np.float32)
     if fault == "wrong":
         weights = -weights
-    bias = np.float32(1e-4 * seed) * np.ones(3, np.float32)  # so that each version has bytes of its own
+    bias = np.float32(BIAS * seed) * np.ones(3, np.float32)  # so that each version has bytes of its own
     constants: dict[str, NDArray[Any]] = {
         "w": weights,
         "b": bias,
@@ -133,7 +140,7 @@ class Project:
         """Write the spec and model of a version; ``p95`` may be empty where percentiles cannot be had."""
         (self.root / "models").mkdir(parents=True, exist_ok=True)
         model = self.root / "models" / f"{version}.onnx"
-        write_model(model, fault, seed=sum(ord(letter) for letter in version))
+        write_model(model, fault, seed=seed_of(version))
         if not (self.root / "golden.npz").exists():
             write_golden(self.root / "golden.npz", model)
         text = SPEC.format(

@@ -178,7 +178,7 @@ class MemoryMetrics(MetricProvider):
         durations = tuple(factor * (0.010 + 0.0001 * (index * 37 % 100)) for index in range(count - errors))
         return Samples(
             revision=revision, since=since, until=until, requests=count, errors=errors, durations=durations,
-            times=times, query="memory",
+            times=times, value=sum(durations) / len(durations) if durations else None, query="memory",
         )  # fmt: skip
 
 

@@ -51,10 +51,15 @@ if TYPE_CHECKING:
         Artifact,
         Dataset,
         FileEntry,
+        HuggingFaceModel,
         ModelPackage,
         OnnxModel,
         PackageArchive,
         Report,
+        SklearnModel,
+        SourceModel,
+        TensorflowModel,
+        TensorrtEngine,
         TorchModel,
         TritonRepository,
     )
@@ -116,8 +121,8 @@ _HOMES = {
     "shipctl.spec.fields": ["ProjectFile"],
     "shipctl.spec.models": ["StoreSpec"],
     "shipctl.stages.artifacts": [
-        "Artifact", "Dataset", "FileEntry", "ModelPackage", "OnnxModel", "PackageArchive", "Report", "TorchModel",
-        "TritonRepository",
+        "Artifact", "Dataset", "FileEntry", "HuggingFaceModel", "ModelPackage", "OnnxModel", "PackageArchive", "Report",
+        "SklearnModel", "SourceModel", "TensorflowModel", "TensorrtEngine", "TorchModel", "TritonRepository",
     ],
     "shipctl.stages.base": [
         "API_VERSION", "Bound", "NoOptions", "Phase", "ReleaseStage", "ReleaseState", "Serving", "Stage", "StageInputs",
@@ -136,17 +141,18 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
-    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "JudgeContext", "Lineage",
-    "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions", "MetricProvider", "ModelPackage",
-    "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives", "Observation", "OnnxModel", "Outcome",
-    "PackageArchive", "Percentage", "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext",
-    "ReleaseStage", "ReleaseState", "ReleaseTarget", "Replicas", "Report", "Resolved", "Routed", "RouterContext",
-    "RouterOptions", "RunResult", "Samples", "Serving", "ShipctlError", "Signature", "Size", "SpecError", "Stage",
-    "StageContext", "StageError", "StageInputs", "StageOptions", "StageOutputs", "StaleEpochError", "StalePlanError",
-    "Standing", "Step", "StoreError", "StoreSpec", "Strategy", "StrategyInputs", "StrategyOptions", "StrategyStage",
-    "Surge", "Target", "TargetOptions", "TensorSpec", "TorchModel", "Traffic", "TrafficRouter", "TritonRepository",
-    "UnavailableError", "Upstream", "Verdict", "VerificationError", "__version__", "apply", "compare", "events",
-    "hookimpl", "load_spec", "make_plan", "read_plan",
+    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "HuggingFaceModel",
+    "JudgeContext", "Lineage", "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions",
+    "MetricProvider", "ModelPackage", "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives",
+    "Observation", "OnnxModel", "Outcome", "PackageArchive", "Percentage", "Phase", "Plan", "PluginError",
+    "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage", "ReleaseState", "ReleaseTarget", "Replicas", "Report",
+    "Resolved", "Routed", "RouterContext", "RouterOptions", "RunResult", "Samples", "Serving", "ShipctlError",
+    "Signature", "Size", "SklearnModel", "SourceModel", "SpecError", "Stage", "StageContext", "StageError",
+    "StageInputs", "StageOptions", "StageOutputs", "StaleEpochError", "StalePlanError", "Standing", "Step",
+    "StoreError", "StoreSpec", "Strategy", "StrategyInputs", "StrategyOptions", "StrategyStage", "Surge", "Target",
+    "TargetOptions", "TensorSpec", "TensorflowModel", "TensorrtEngine", "TorchModel", "Traffic", "TrafficRouter",
+    "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError", "__version__", "apply",
+    "compare", "events", "hookimpl", "load_spec", "make_plan", "read_plan",
 ]  # fmt: skip
 
 

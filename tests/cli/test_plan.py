@@ -87,7 +87,7 @@ def test_plan_file_takes_no_options_of_its_own(light: SampleProject, call: Call)
     result = call("apply", "plan.json", "--until", "copy")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: plan.json is a plan file, which pins all of that: leave out -e, --set and --until\n"
+        "error: plan.json is a plan file, which pins all of that: leave out -e, --set, --context and --until\n"
     )
 
 

@@ -21,6 +21,9 @@ from shipctl import StageError
 class Manifested(Release):
     """Put a manifest on a shelf."""
 
+    def check(self, ctx):
+        (ctx.project / "asked").touch()
+
     def rights(self, ctx):
         return {"role-light.yaml": "kind: Role\\nmetadata: {name: light}\\n"}
 
@@ -65,6 +68,16 @@ def test_render_prints_one_stream_of_documents(made: SampleProject, call: Call) 
     documents = list(YAML(typ="safe").load_all(result.stdout))
     assert [item["kind"] for item in documents] == ["Deployment", "Service"]
     assert call("render", "-q").stdout == result.stdout
+
+
+def test_render_asks_nobody_not_even_whether_it_could(made: SampleProject, call: Call) -> None:
+    asked = made.root / "asked"
+    asked.unlink(missing_ok=True)
+    assert call("render").exit_code == 0
+    assert call("render", "--rights").exit_code == 0
+    assert not asked.exists()
+    assert call("diff").exit_code == 0
+    assert asked.exists()
 
 
 def test_render_writes_one_file_per_object(made: SampleProject, call: Call) -> None:

@@ -34,7 +34,7 @@ def canary(project: SampleProject) -> SampleProject:
     import numpy as np
 
     np.savez(project.root / "golden.npz", x=np.zeros((2, 4), np.float32), y=np.zeros((2, 3), np.float32))
-    (project.root / "m.onnx").write_bytes(b"a model")
+    (project.root / "m.onnx").write_bytes(b"\x3a\x00")  # an empty graph
     return project
 
 

@@ -55,7 +55,7 @@ def test_validate_imports_no_framework(tmp_path: Path) -> None:
 
 
 def test_validate_does_not_import_jinja_for_a_spec_without_expressions(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"not looked at")
+    (tmp_path / "model.onnx").write_bytes(b"\x3a\x00")
     spec = tmp_path / "spec.yaml"
     spec.write_text("""\
 apiVersion: shipctl.dev/v1

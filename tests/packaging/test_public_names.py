@@ -12,17 +12,18 @@ import shipctl
 
 PUBLIC = {
     "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
-    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "JudgeContext", "Lineage",
-    "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions", "MetricProvider", "ModelPackage",
-    "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives", "Observation", "OnnxModel", "Outcome",
-    "PackageArchive", "Percentage", "Phase", "Plan", "PluginError", "ProjectFile", "Rate", "ReleaseContext",
-    "ReleaseStage", "ReleaseState", "ReleaseTarget", "Replicas", "Report", "Resolved", "Routed", "RouterContext",
-    "RouterOptions", "RunResult", "Samples", "Serving", "ShipctlError", "Signature", "Size", "SpecError", "Stage",
-    "StageContext", "StageError", "StageInputs", "StageOptions", "StageOutputs", "StaleEpochError", "StalePlanError",
-    "Standing", "Step", "StoreError", "StoreSpec", "Strategy", "StrategyInputs", "StrategyOptions", "StrategyStage",
-    "Surge", "Target", "TargetOptions", "TensorSpec", "TorchModel", "Traffic", "TrafficRouter", "TritonRepository",
-    "UnavailableError", "Upstream", "Verdict", "VerificationError", "__version__", "apply", "compare", "events",
-    "hookimpl", "load_spec", "make_plan", "read_plan",
+    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "HuggingFaceModel",
+    "JudgeContext", "Lineage", "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions",
+    "MetricProvider", "ModelPackage", "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives",
+    "Observation", "OnnxModel", "Outcome", "PackageArchive", "Percentage", "Phase", "Plan", "PluginError",
+    "ProjectFile", "Rate", "ReleaseContext", "ReleaseStage", "ReleaseState", "ReleaseTarget", "Replicas", "Report",
+    "Resolved", "Routed", "RouterContext", "RouterOptions", "RunResult", "Samples", "Serving", "ShipctlError",
+    "Signature", "Size", "SklearnModel", "SourceModel", "SpecError", "Stage", "StageContext", "StageError",
+    "StageInputs", "StageOptions", "StageOutputs", "StaleEpochError", "StalePlanError", "Standing", "Step",
+    "StoreError", "StoreSpec", "Strategy", "StrategyInputs", "StrategyOptions", "StrategyStage", "Surge", "Target",
+    "TargetOptions", "TensorSpec", "TensorflowModel", "TensorrtEngine", "TorchModel", "Traffic", "TrafficRouter",
+    "TritonRepository", "UnavailableError", "Upstream", "Verdict", "VerificationError", "__version__", "apply",
+    "compare", "events", "hookimpl", "load_spec", "make_plan", "read_plan",
 }  # fmt: skip
 
 

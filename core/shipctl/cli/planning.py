@@ -51,12 +51,21 @@ def environment_options(command: CommandT) -> CommandT:
     )
 
 
+def context_option(command: CommandT) -> CommandT:
+    """Add ``--context``, for a command that asks targets."""
+    return click.option(
+        "--context",
+        metavar="NAME",
+        help="The kubeconfig's context of every target that has one, whatever the spec says.",
+    )(command)
+
+
 def plan_options(command: CommandT) -> CommandT:
-    """Add what a plan depends on: ``-e``, ``--set``, ``--until``."""
+    """Add what a plan depends on: ``-e``, ``--set``, ``--context``, ``--until``."""
     command = click.option("--until", metavar="STAGE", help="Stop after this stage and what it needs.")(
         command
     )
-    return environment_options(command)
+    return environment_options(context_option(command))
 
 
 def spec_argument(command: CommandT) -> CommandT:
@@ -84,6 +93,8 @@ def plan_lines(nodes: Sequence[PlannedNode], *, narrow: int = 9) -> Iterator[str
 
     for node in nodes:
         yield line(node.action, node.node, "; ".join(node.reasons))
+        if node.environment:
+            yield line("isolated", node.node, node.environment)
         for change in node.changes:
             yield line("change", node.node, change)
         if node.unavailable:
@@ -101,11 +112,12 @@ def summary_line(nodes: Sequence[PlannedNode]) -> str:
     return f"plan: {', '.join(parts)}"
 
 
-def option_words(environment: str | None, overrides: Sequence[str]) -> list[str]:
-    """Return ``-e`` and ``--set`` as they are written on a command line."""
+def option_words(environment: str | None, overrides: Sequence[str], context: str | None) -> list[str]:
+    """Return ``-e``, ``--set`` and ``--context`` as they are written on a command line."""
     return [
         *(["-e", environment] if environment else []),
         *(word for item in overrides for word in ("--set", item)),
+        *(["--context", context] if context is not None else []),
     ]
 
 

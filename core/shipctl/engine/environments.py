@@ -145,6 +145,29 @@ def ensure_environment(
     once: one makes it, the others wait. Raises ``StageError`` with the end of pip's output when it fails.
     """
     base = python or Path(sys.executable)
+    environment = _environment(name, requirements, base)
+    folder = environment.path
+    if _is_complete(environment):
+        return environment
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.with_name(f".{folder.name}.lock"), name, progress) as lock_fd:
+        if not _is_complete(environment):  # it may have been made while we waited
+            progress(f"creating the environment {name} (once, about 1 minute)")
+            _create(environment, requirements, base, lock_fd)
+    return environment
+
+
+def existing_environment(name: str, requirements: Sequence[str]) -> Environment | None:
+    """Return the cached environment of the running interpreter for ``requirements``; None where none was made."""
+    environment = _environment(name, requirements, Path(sys.executable))
+    return environment if _is_complete(environment) else None
+
+
+def _environment(name: str, requirements: Sequence[str], base: Path) -> Environment:
+    """Return where the environment is, or would be.
+
+    :raises StageError: if ``base`` cannot make one
+    """
     interpreter = probe(base)
     if interpreter is None:
         msg = (
@@ -154,15 +177,7 @@ def ensure_environment(
         raise StageError(msg)
     key = environment_key(requirements, interpreter)
     folder = cache_home() / "environments" / f"{name}-{key[:12]}"
-    environment = Environment(folder, folder / "bin" / "python", key)
-    if _is_complete(environment):
-        return environment
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_name(f".{folder.name}.lock"), name, progress) as lock_fd:
-        if not _is_complete(environment):  # it may have been made while we waited
-            progress(f"creating the environment {name} (once, about 1 minute)")
-            _create(environment, requirements, base, lock_fd)
-    return environment
+    return Environment(folder, folder / "bin" / "python", key)
 
 
 def _is_complete(environment: Environment) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from shipctl.engine.closure import module_closure
 from shipctl.engine.filecache import FileCache
+from shipctl.errors import UnavailableError
 from shipctl.records import digest_of
 from shipctl.stages.base import API_VERSION, Stage
 from shipctl.stages.context import Objectives
@@ -59,7 +60,7 @@ class Fingerprinter:
         if stage.environ:
             found["environment"] = {name: os.environ.get(name) for name in stage.environ}
         if stage.requirements:
-            found["requirements"] = sorted(stage.requirements)
+            found["requirements"] = _lock(stage)
         blocks = [name for name in stage.reads if name != "lineage"]
         if blocks:
             found["objectives"] = {name: dict(getattr(self._objectives, name)) for name in blocks}
@@ -74,6 +75,17 @@ class Fingerprinter:
             for path in sorted(root.rglob("*"))
             if path.is_file()
         }
+
+
+def _lock(stage: type[Stage[Any, Any, Any]]) -> dict[str, list[str] | None]:
+    """Return what the stage's own environment consists of; it cannot run where that cannot be known."""
+    from shipctl.engine.isolation import stage_lock
+
+    try:
+        pins = list(stage_lock(stage).pins)
+    except UnavailableError:
+        pins = None
+    return {"asked": sorted(stage.requirements), "lock": pins}
 
 
 def components(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -167,7 +168,9 @@ class GraphBuilder:
                 )
         axes = [[(axis, value) for value in values] for axis, values in stage.matrix.items()]
         seen: set[str] = set()
-        for choice in itertools.product(*axes):
+        picked = {choice: self._picked(stage, dict(choice)) for choice in itertools.product(*axes)}
+        anyone = frozenset[str]().union(*picked.values())
+        for choice, chosen in picked.items():
             own = {(stage.id, axis): value for axis, value in choice}
             offers = {
                 name: found
@@ -180,15 +183,44 @@ class GraphBuilder:
                 if node.id in seen:
                     continue
                 seen.add(node.id)
-                for need in needs.all:
-                    for needed in self._by_stage[need]:
-                        if _agree(needed.variant, node.variant) or any(port.many for port in ports.values()):
-                            node.needs[needed.id] = None
-                for bound in node.bindings.values():
-                    node.needs.update({origin.node: None for origin in bound if origin.node})
+                node.spec = self._labelled(node)
+                many = any(port.many for port in ports.values())
+                # what only other variants have chosen is no concern of this one: it may fail
+                waits_for = [need for need in needs.all if need in chosen or need not in anyone]
+                self._wait(node, waits_for, many=many)
                 for name in output_ports(cls):
                     self._kinds[Origin(node.id, name)] = output_ports(cls)[name].kinds[0]
                 yield node
+
+    def _wait(self, node: Node, stages: Iterable[str], *, many: bool) -> None:
+        """Let a node wait for the variants of these stages that agree with it (all for a list), and for its inputs."""
+        for stage in stages:
+            for needed in self._by_stage[stage]:
+                if many or _agree(needed.variant, node.variant):
+                    node.needs[needed.id] = None
+        for bound in node.bindings.values():
+            node.needs.update({origin.node: None for origin in bound if origin.node})
+
+    def _picked(self, stage: StageSpec, matrix: Mapping[str, Any]) -> frozenset[str]:
+        """Return the stages that `inputs` names in one choice of the matrix."""
+        names: set[str] = set()
+        for chosen in stage.inputs.values():
+            for text in [chosen] if isinstance(chosen, str) else chosen:
+                with suppress(SpecError):  # said where the input is matched
+                    scope = {**self._loaded.scope(), "matrix": dict(matrix)}
+                    name = str(evaluate(text, scope)) if has_expression(text) else text
+                    names.add(name.partition(".")[0])
+        return frozenset(names)
+
+    def _labelled(self, node: Node) -> StageSpec:
+        """Return the stage with the labels that this variant's machine must have."""
+        stage, labels = node.spec, {}
+        for name, text in stage.resources.labels.items():
+            try:
+                labels[name] = str(evaluate(text, {**self._loaded.scope(), "matrix": node.matrix}))
+            except SpecError as exc:
+                self._problems.add(("stages", node.index, "resources", "labels", name), str(exc))
+        return stage.model_copy(update={"resources": stage.resources.model_copy(update={"labels": labels})})
 
     def _combine(
         self,

@@ -64,13 +64,14 @@ def status(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     registry: Registry | None = None,
 ) -> list[TargetStatus]:
     """Ask every target of a spec what it serves.
 
     :raises SpecError: if the spec is wrong or releases nothing
     """
-    return looking(spec, environment=environment, overrides=overrides, registry=registry)()
+    return looking(spec, environment=environment, overrides=overrides, context=context, registry=registry)()
 
 
 def looking(
@@ -78,13 +79,14 @@ def looking(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     registry: Registry | None = None,
 ) -> Callable[[], list[TargetStatus]]:
     """Return what asks every target of a spec what it serves, as often as it is called.
 
     :raises SpecError: if the spec is wrong or releases nothing
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     releases = [(node, release_of(pipeline, node)) for node in releases_of(pipeline)]
     return lambda: [_status(pipeline, node, release) for node, release in releases]
 
@@ -136,6 +138,7 @@ def rollback(
     stage: str | None = None,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     lock_timeout: float = 0.0,
     if_running: IfRunning = "supersede",
     say: Callable[[str], None] = lambda _line: None,
@@ -149,7 +152,7 @@ def rollback(
     :raises SpecError: if there is nothing to go back to
     :raises LockedError: if another run holds the project
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     node = only(releases_of(pipeline), stage, "roll back")
     release = release_of(pipeline, node)
     standing = StandBy(release, release.by_hand, say, if_running=if_running)
@@ -188,6 +191,7 @@ def abort(
     stage: str | None = None,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     registry: Registry | None = None,
 ) -> Aborted:
     """Abort the release that is under way, and return when it is over.
@@ -197,7 +201,7 @@ def abort(
 
     :raises SpecError: if nothing is under way
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     nodes = [node for node in releases_of(pipeline) if release_of(pipeline, node).under_way() is not None]
     if not nodes:
         where = f" in {environment}" if environment else ""
@@ -261,6 +265,7 @@ def down(
     say: Callable[[str], None],
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     lock_timeout: float = 0.0,
     registry: Registry | None = None,
 ) -> list[str]:
@@ -269,7 +274,7 @@ def down(
     :raises SpecError: if the spec is wrong or releases nothing
     :raises LockedError: if another run holds the project
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     nodes = releases_of(pipeline)
     with project_lock(pipeline.project.state / "lock", f"shipctl down {spec.name}", lock_timeout):
         stopped: list[str] = []

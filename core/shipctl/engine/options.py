@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from shipctl.engine.retargeting import TARGET, retargeted
 from shipctl.errors import SpecError
 from shipctl.spec import add_validation_errors, evaluate, has_expression, references
 from shipctl.spec.fields import FileScope
@@ -70,11 +71,16 @@ class PlannedOptions:
 
 
 def plan_options(
-    node: Node, loaded: LoadedSpec, problems: Problems, cache: FileCache | None = None
+    node: Node,
+    loaded: LoadedSpec,
+    problems: Problems,
+    cache: FileCache | None = None,
+    context: str | None = None,
 ) -> PlannedOptions:
     """Evaluate and validate the options of a node as far as possible; what is wrong is added to ``problems``.
 
-    ``cache`` knows digests of files; without it, files that options name are looked for and not read.
+    ``cache`` knows digests of files; without it, files that options name are looked for and not read. ``context`` is
+    laid over that of a release's target.
     """
     where = ("stages", node.index, "with")
     scope = {**loaded.scope(), "matrix": node.matrix}
@@ -90,6 +96,8 @@ def plan_options(
         except SpecError as exc:
             problems.add((*where, name), str(exc))
             later[name] = raw
+    if context is not None and (target := retargeted(node, {**known, **later}, context)) is not None:
+        (later if TARGET in later else known)[TARGET] = target
     files = FileScope(loaded.root)
     value = validate_options(node, known, problems, files, frozenset(later))
     digests = {name: cache.digest(path) for name, path in files.seen.items()} if cache is not None else {}

@@ -33,6 +33,7 @@ def history(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     registry: Registry | None = None,
     complain: Callable[[str], None] = lambda _problem: None,
 ) -> list[HistoryRow]:
@@ -43,7 +44,7 @@ def history(
     :raises SpecError: if the spec is wrong or releases nothing
     """
     registry = registry or Registry()
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     found: dict[Place, Records] = {}
     for stage in dict.fromkeys(node.spec.id for node in releases_of(pipeline, everywhere=True)):
         for path in sorted(pipeline.project.targets.glob(f"*/releases/{pipeline.name}/{stage}.json")):
@@ -73,7 +74,9 @@ def _each(
         return
     for name in pipeline.loaded.spec.environments:
         try:
-            yield prepare(spec, environment=name, overrides=overrides, registry=registry)
+            yield prepare(
+                spec, environment=name, overrides=overrides, context=pipeline.context, registry=registry
+            )
         except ShipctlError as exc:
             complain(f"what was released to {name} is not shown: {exc}")
 

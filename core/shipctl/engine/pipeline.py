@@ -23,7 +23,9 @@ from shipctl.engine.graph import Graph, GraphBuilder, Node, Origin
 from shipctl.engine.options import PlannedOptions, plan_options
 from shipctl.engine.project import Project
 from shipctl.engine.resources import Resources
+from shipctl.engine.retargeting import check_context
 from shipctl.engine.sources import Source, find_sources, objectives
+from shipctl.engine.trials import left_out
 from shipctl.errors import SpecError, UnavailableError
 from shipctl.records import digest_of
 from shipctl.release.references import WrongReferenceError, place_of
@@ -57,8 +59,12 @@ class Pipeline:
     registry: Registry
     began: int
     """When the spec began to be read, in nanoseconds since the epoch."""
+    context: str | None = None
+    """What was said to be the context of the targets, whatever the spec says."""
     unavailable: dict[str, str] = field(default_factory=dict)
     """Node to what this machine lacks for it."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Node to why it does not run: it would make a candidate beyond those that are tried."""
 
     @property
     def name(self) -> str:
@@ -152,10 +158,15 @@ def prepare(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     until: str | None = None,
     registry: Registry | None = None,
+    check: bool = True,
 ) -> Pipeline:
     """Load a spec and make it ready, or say everything that is wrong with it.
+
+    ``context`` is laid over that of every target that has one. Without ``check`` no stage looks whether it can run
+    here, so that nothing outside of this machine is asked.
 
     :raises SpecError: for the spec, its files, its options, or an unknown ``until``
     :raises PluginError: for a plugin that it uses
@@ -175,11 +186,14 @@ def prepare(
         problems.raise_if_any()
     kinds = {name: type(source.artifact) for name, source in sources.items()}
     graph = GraphBuilder(loaded, registry, kinds, problems).build()
-    options = {node.id: plan_options(node, loaded, problems, cache) for node in graph.nodes.values()}
+    options = {node.id: plan_options(node, loaded, problems, cache, context) for node in graph.nodes.values()}
     _check_overlays(graph, loaded, problems)
     _check_keys_of_releases(graph, problems)
     problems.raise_if_any()
+    if context is not None:
+        check_context(context, graph.nodes.values(), options)
     graph.nodes = _until(graph, until)
+    surplus = left_out(graph, options)
     goals = objectives(loaded)
     pipeline = Pipeline(
         loaded=loaded,
@@ -193,9 +207,13 @@ def prepare(
         cache=cache,
         registry=registry,
         began=began,
+        context=context,
+        left_out=surplus,
     )
     machine = Resources(cpu=1)
-    for node in graph.nodes.values():
+    for node in graph.nodes.values() if check else ():
+        if node.id in surplus:
+            continue
         _check(pipeline, node, machine, problems)
     problems.raise_if_any()
     return pipeline
@@ -277,12 +295,10 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
     if lacking is not None:
         pipeline.unavailable[node.id] = lacking
         return
-    for module, brings in node.cls.requires.items():
-        if not _importable(module):
-            pipeline.unavailable[node.id] = (
-                f"{node.spec.uses} needs the module {module}: pip install '{brings}'"
-            )
-            return
+    lacking = _uninstalled(node)
+    if lacking is not None:
+        pipeline.unavailable[node.id] = lacking
+        return
     gone = _missing_secret(pipeline, node)
     if gone is not None:
         pipeline.unavailable[node.id] = gone
@@ -307,6 +323,22 @@ def _check(pipeline: Pipeline, node: Node, machine: Resources, problems: Problem
         pipeline.unavailable[node.id] = str(exc)
     except SpecError as exc:
         _tell(exc, pipeline, node, problems)
+
+
+def _uninstalled(node: Node) -> str | None:
+    """Say what is not installed for a stage and, for one with an environment of its own, cannot be."""
+    if issubclass(node.cls, Stage) and node.cls.requirements:
+        from shipctl.engine.isolation import stage_lock
+
+        try:
+            stage_lock(node.cls)
+        except UnavailableError as exc:
+            return f"the environment of {node.spec.uses} cannot be made: {exc}"
+        return None
+    for module, brings in node.cls.requires.items():
+        if not _importable(module):
+            return f"{node.spec.uses} needs the module {module}: pip install '{brings}'"
+    return None
 
 
 def _tell(exc: SpecError, pipeline: Pipeline, node: Node, problems: Problems) -> None:
@@ -365,7 +397,7 @@ def _importable(module: str) -> bool:
 
 def _upstream(pipeline: Pipeline, origin: Origin) -> Upstream:
     if not origin.node:
-        return Upstream(node=origin.port, uses="")
+        return Upstream(node=origin.port, uses="", artifact=pipeline.sources[origin.port].artifact)
     node = pipeline.graph.nodes[origin.node]
     return Upstream(origin.node, node.spec.uses, node.cls.metrics if issubclass(node.cls, Stage) else ())
 

@@ -25,6 +25,7 @@ from shipctl.evidence.policy import find_policy
 from shipctl.records import digest_of
 from shipctl.spec import LoadedSpec
 from shipctl.spec.problems import listed
+from shipctl.stages.base import Stage
 from shipctl.stages.events import PlannedNode, PlanReady
 from shipctl.stages.registry import Registry
 from shipctl.store.files import write_atomic
@@ -99,6 +100,7 @@ def make_plan(
     *,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     until: str | None = None,
     registry: Registry | None = None,
 ) -> Plan:
@@ -107,7 +109,9 @@ def make_plan(
     :raises SpecError: for anything wrong with the spec, all of it at once, or with the policy
     :raises PluginError: for a plugin that does not work
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, until=until, registry=registry)
+    pipeline = prepare(
+        spec, environment=environment, overrides=overrides, context=context, until=until, registry=registry
+    )
     if any(node.is_release for node in pipeline.nodes.values()):
         find_policy(pipeline.project.root)  # one that cannot be read is told before anything has run
     walk = Walk(pipeline)
@@ -123,14 +127,19 @@ def make_plan(
         pipeline=pipeline,
         nodes=nodes,
         parts=_parts(pipeline),
-        request={"environment": environment, "overrides": list(overrides), "until": until},
+        request={
+            "environment": environment,
+            "overrides": list(overrides),
+            "context": context,
+            "until": until,
+        },
         releases=tuple(releases),
     )
 
 
 def _plan_node(walk: Walk, node: Node, before: dict[str, Any], releases: list[Release]) -> PlannedNode:
     """Plan a node; what would be released is added to ``releases``."""
-    action, reasons, parts = _decide(walk, node, before)
+    action, reasons, parts = decide(walk, node, before)
     changes: tuple[str, ...] = ()
     if node.is_release and action == "release" and node.id not in walk.pipeline.unavailable:
         ready = walk.ready(node)
@@ -151,14 +160,24 @@ def _plan_node(walk: Walk, node: Node, before: dict[str, Any], releases: list[Re
         reasons=reasons,
         changes=changes,
         unavailable=walk.pipeline.unavailable.get(node.id) if action in {"run", "release"} else None,
+        environment=_environment(walk, node) if action == "run" else None,
         fingerprint=fingerprint(parts) if parts is not None else None,
     )
+
+
+def _environment(walk: Walk, node: Node) -> str | None:
+    """Say which environment of its own a stage runs in, if it has one."""
+    if not (issubclass(node.cls, Stage) and node.cls.requirements) or node.id in walk.pipeline.unavailable:
+        return None
+    from shipctl.engine.isolation import environment_in_words
+
+    return environment_in_words(node.spec.uses, node.cls)
 
 
 Planned = Literal["run", "cached", "skipped", "blocked", "release", "in-place"]
 
 
-def _decide(
+def decide(
     walk: Walk, node: Node, before: dict[str, Any]
 ) -> tuple[Planned, tuple[str, ...], Components | None]:
     """Return what apply will do with a node, why, and its components where its inputs are known."""
@@ -270,7 +289,7 @@ def read_plan(path: Path, registry: Registry | None = None) -> Plan:
     try:
         body = json.loads(path.read_bytes())
         spec, digest, pinned = path.resolve().parent / body["spec"], body["digest"], body["parts"]
-        request = {"environment": body["environment"], "overrides": body["overrides"], "until": body["until"]}
+        request = {name: body[name] for name in ("environment", "overrides", "context", "until")}
         kind = body["kind"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         message = f"{path} is not a plan file ({type(exc).__name__}); make one with `shipctl plan SPEC -o {path.name}`"

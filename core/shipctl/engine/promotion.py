@@ -48,6 +48,7 @@ def promote(
     hooks: Hooks,
     stage: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     lock_timeout: float = 0.0,
     retry: bool = False,
     if_running: IfRunning = "supersede",
@@ -66,8 +67,8 @@ def promote(
         message = f"{source} cannot be promoted to itself; name two environments"
         raise SpecError(message)
     registry = registry or Registry()
-    before = prepare(spec, environment=source, overrides=overrides, registry=registry)
-    after = prepare(spec, environment=target, overrides=overrides, registry=registry)
+    before = prepare(spec, environment=source, overrides=overrides, context=context, registry=registry)
+    after = prepare(spec, environment=target, overrides=overrides, context=context, registry=registry)
     node = _in_both(before, after, stage)
     moved: list[_Moved] = []
 

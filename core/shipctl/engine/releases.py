@@ -271,6 +271,7 @@ class Release(ReleaseView):
     def _command(self, name: str) -> str:
         """Return a command of shipctl about this spec."""
         chosen = ["-e", self.environment] if self.environment else []
+        chosen += ["--context", self._pipeline.context] if self._pipeline.context is not None else []
         return shlex.join(["shipctl", name, self._pipeline.loaded.path.name, *chosen])
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from shipctl.engine.graph import Node
 from shipctl.engine.options import complete_options
 from shipctl.engine.pipeline import Pipeline, prepare
-from shipctl.engine.plan import _decide as decide
+from shipctl.engine.plan import decide
 from shipctl.engine.ports import bundle, input_ports
 from shipctl.engine.releases import Release
 from shipctl.engine.secrets import Secrets
@@ -77,6 +77,7 @@ def render(
     stage: str | None = None,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     rights: bool = False,
     registry: Registry | None = None,
 ) -> list[Rendered]:
@@ -88,7 +89,14 @@ def render(
     :raises UnavailableError: if what would be released has not been made yet
     :raises GateError: if a gate does not let it be released
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(
+        spec,
+        environment=environment,
+        overrides=overrides,
+        context=context,
+        registry=registry,
+        check=False,
+    )
     if rights:
         return _rights(pipeline, stage)
     found = []
@@ -116,6 +124,7 @@ def diff(
     stage: str | None = None,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     registry: Registry | None = None,
 ) -> list[Difference]:
     """Return what each release stage, or the one that is meant, would change on what is live. Reads only.
@@ -125,7 +134,7 @@ def diff(
     :raises GateError: if a gate does not let it be released
     :raises StageError: if a target cannot be asked
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     found = []
     for item in _candidates(pipeline, stage, overrides):
         lacking = pipeline.unavailable.get(item.node.id)
@@ -209,6 +218,7 @@ def _not_made(walk: Walk, node: Node, overrides: Sequence[str]) -> str:
         *(["-e", loaded.environment] if loaded.environment else []),
     ]
     words += [word for item in overrides for word in ("--set", item)]
+    words += ["--context", walk.pipeline.context] if walk.pipeline.context is not None else []
     shown = shlex.join([*words, "--until", missing[-1]])
     verb = "has" if len(missing) == 1 else "have"
     return f"{node.id} has nothing to release yet: {listed(missing)} {verb} not run; run `{shown}` first"

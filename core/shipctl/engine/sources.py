@@ -8,13 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from shipctl.engine.closure import script_closure
 from shipctl.engine.filecache import FileCache
 from shipctl.engine.project import Project
+from shipctl.engine.source_files import Finder, entries
 from shipctl.errors import SpecError
 from shipctl.records import digest_of
-from shipctl.signature import Signature
-from shipctl.stages.artifacts import Artifact, Dataset, FileEntry, ModelPackage, OnnxModel, TorchModel
+from shipctl.stages.artifacts import Artifact, ModelPackage, OnnxModel
 from shipctl.store.local import LocalStore
 from shipctl.store.objects import store_or_default
 from shipctl.store.sources import source_scheme
@@ -22,10 +21,6 @@ from shipctl.store.sources import source_scheme
 if TYPE_CHECKING:
     from shipctl.spec import LoadedSpec, Problems
 
-SUPPORTED = (
-    "a Python file with a builder (models/net.py:build), an .onnx file, registry:/NAME@VERSION, or the URI of an "
-    "installed source"
-)
 REGISTRY = "registry:/"
 """Begins the URI of a package that is published in the spec's store: registry:/NAME@VERSION or NAME@ALIAS."""
 
@@ -58,17 +53,9 @@ def find_sources(
         if source is not None:
             found["model"] = source
     for name, data in loaded.spec.data.items():
-        path = loaded.root / data.uri
-        if not _is_file(path, ("data", name, "uri"), data.uri, problems):
-            continue
-        if path.suffix != ".npz":
-            problems.add(
-                ("data", name, "uri"),
-                f"cannot read {data.uri!r} as data; write an .npz file with named arrays",
-            )
-            continue
-        files, places = _entries({path.name: path}, cache)
-        found[f"data.{name}"] = Source(Dataset(files=files, role=name), places)
+        samples = Finder(loaded.root, cache, problems, ("data", name)).data(data)
+        if samples is not None:
+            found[f"data.{name}"] = Source(samples.artifact, samples.places)
     return found
 
 
@@ -133,7 +120,7 @@ def _fetched(uri: str, loaded: LoadedSpec, project: Project, cache: FileCache) -
     named = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    files, places = _entries(named, cache)
+    files, places = entries(named, cache)
     model = loaded.spec.model
     assert model is not None  # noqa: S101  (the caller asked)
     assert model.signature is not None  # noqa: S101  (asked before)
@@ -153,104 +140,14 @@ def _model(
     except SpecError as exc:
         problems.add(("model", "uri"), str(exc))
         return None
-    signature = model.signature
-    if signature is None:
-        problems.add(
-            ("model",), "the model needs `inputs` and `outputs`: name, dtype and shape of each tensor"
-        )
-        return None
-    if source_scheme(model.uri) is not None:
+    if source_scheme(model.uri) is not None and model.signature is not None:
         try:
             return _fetched(model.uri, loaded, project, cache)
         except SpecError as exc:
             problems.add(("model", "uri"), str(exc))
             return None
-    file, _, function = model.uri.partition(":")
-    path = loaded.root / file
-    extra = _extra_files(loaded, problems)
-    if path.suffix == ".onnx" and not function:
-        if not _is_file(path, ("model", "uri"), model.uri, problems):
-            return None
-        files, places = _entries({"model.onnx": path, **extra}, cache)
-        return Source(OnnxModel(files=files, signature=signature), places)
-    if path.suffix != ".py" or not function.isidentifier():
-        problems.add(("model", "uri"), f"cannot ship {model.uri!r}; write {SUPPORTED}")
-        return None
-    if not _is_file(path, ("model", "uri"), file, problems):
-        return None
-    return _torch_model(loaded, path, function, extra, signature, cache, problems)
-
-
-def _torch_model(
-    loaded: LoadedSpec,
-    path: Path,
-    function: str,
-    extra: Mapping[str, Path],
-    signature: Signature,
-    cache: FileCache,
-    problems: Problems,
-) -> Source | None:
-    model = loaded.spec.model
-    assert model is not None  # noqa: S101  (the caller asked)
-    base = loaded.root if path.resolve().is_relative_to(loaded.root.resolve()) else path.parent
-    own, elsewhere = script_closure(path, (path.parent, loaded.root), cache)
-    named = {_name(item, base): item for item in own} | dict(extra)
-    weights = None
-    if model.weights is not None:
-        place = loaded.root / model.weights
-        if not _is_file(place, ("model", "weights"), model.weights, problems):
-            return None
-        if place.suffix != ".safetensors":
-            problems.add(
-                ("model", "weights"),
-                f"cannot load {model.weights!r} safely; save the state dict as .safetensors",
-            )
-            return None
-        weights = _name(place, base)
-        named[weights] = place
-    files, places = _entries(named, cache)
-    artifact = TorchModel(
-        files=files,
-        builder=f"{_name(path, base)}:{function}",
-        weights=weights,
-        modules=digest_of(elsewhere) if elsewhere else "",
-        signature=signature,
-    )
-    return Source(artifact, places)
-
-
-def _extra_files(loaded: LoadedSpec, problems: Problems) -> dict[str, Path]:
-    model = loaded.spec.model
-    named: dict[str, Path] = {}
-    for index, pattern in enumerate(model.files if model is not None else ()):
-        hits = [path for path in sorted(loaded.root.glob(pattern)) if path.is_file()]
-        if not hits:
-            problems.add(("model", "files", index), f"{pattern!r} matches no file below {loaded.root}")
-        named.update({path.relative_to(loaded.root).as_posix(): path for path in hits})
-    return named
-
-
-def _name(path: Path, base: Path) -> str:
-    try:
-        return path.resolve().relative_to(base.resolve()).as_posix()
-    except ValueError:
-        return path.name
-
-
-def _is_file(path: Path, keys: tuple[str | int, ...], shown: str, problems: Problems) -> bool:
-    if path.is_file():
-        return True
-    what = "is a folder" if path.is_dir() else "does not exist"
-    problems.add(keys, f"{shown!r} {what}; paths are relative to the spec's folder")
-    return False
-
-
-def _entries(named: Mapping[str, Path], cache: FileCache) -> tuple[tuple[FileEntry, ...], dict[str, Path]]:
-    entries = [
-        FileEntry(path=name, sha256=cache.digest(place), size=place.stat().st_size)
-        for name, place in sorted(named.items())
-    ]
-    return tuple(entries), dict(named)
+    found = Finder(loaded.root, cache, problems, ("model",)).model(model)
+    return Source(found.artifact, found.places) if found is not None else None
 
 
 def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
@@ -267,7 +164,7 @@ def objectives(loaded: LoadedSpec) -> dict[str, dict[str, Any]]:
         name: {
             key: float(value) if isinstance(value, float) else value
             for key, value in item
-            if key != "uri" and value is not None
+            if key in {"metric", "min"} and value is not None
         }
         for name, item in spec.data.items()
     }

@@ -97,6 +97,8 @@ class Walk:
 
     def ready(self, node: Node) -> Ready | NodeEnd | None:
         """Return the inputs of a node; or its end, if it cannot run; or None, if something is still to come."""
+        if node.id in self.pipeline.left_out:
+            return NodeEnd("skipped", self.pipeline.left_out[node.id])
         elsewhere = self._elsewhere(node)
         if elsewhere is not None:
             return elsewhere

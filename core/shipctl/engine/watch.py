@@ -57,6 +57,7 @@ def watch(
     stage: str | None = None,
     environment: str | None = None,
     overrides: Sequence[str] = (),
+    context: str | None = None,
     lock_timeout: float = 0.0,
     listen: Listen | None = None,
     registry: Registry | None = None,
@@ -69,7 +70,7 @@ def watch(
     :raises SpecError: if the spec is wrong, or releases nothing
     :raises LockedError: if another process drives what is under way
     """
-    pipeline = prepare(spec, environment=environment, overrides=overrides, registry=registry)
+    pipeline = prepare(spec, environment=environment, overrides=overrides, context=context, registry=registry)
     nodes = [node for node in releases_of(pipeline) if stage in {None, node.id, node.spec.id}]
     if not nodes:
         known = [node.id for node in releases_of(pipeline)]

@@ -93,6 +93,19 @@ class DelegatedTarget(ReleaseTarget):
         """Return relative path to text of what a release with ``strategy`` hands over; nothing is asked."""
         return {}
 
+    def acquire(self, holder: str) -> int:
+        """Take or renew the lease of who hands over, follows and aborts, and return its epoch, as a target does.
+
+        It keeps no engine from going on. Without one, as here, several may drive at once, and the epoch is 0.
+
+        :raises LockedError: if another one holds it
+        """
+        return 0
+
+    def release(self, epoch: int) -> None:
+        """Give the lease back; one that is somebody else's by now is left alone."""
+        return
+
     @abstractmethod
     def preflight(self, candidate: Candidate) -> Applied:
         """Ask the candidate golden samples before it is handed over.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from shipctl.errors import SpecError, StageError
+from shipctl.errors import LockedError, SpecError, StageError
 from shipctl.release import measuring
 from shipctl.release.budget import WayBack, worst_case
 from shipctl.release.delegated import DelegatedTarget, Followed, Standing
 from shipctl.release.delegation import Act, Say, Sight, advance, retreat
+from shipctl.release.holding import held
 from shipctl.release.options import StrategyOptions
 from shipctl.release.rollout import Measurement, RolloutState
 from shipctl.release.strategy import Strategy
@@ -49,7 +50,7 @@ def preview(
 ) -> list[str]:
     """Say what serves, how the engine takes over, and what it does not keep of what shipctl promises elsewhere."""
     name = given.target.uses
-    lines = [*target.preview(ctx.revision), strategy.summary()]
+    lines = [*target.preview(ctx.revision, strategy), strategy.summary()]
     lines += [
         f"not enforced by {name}: {promise}" for promise in target.not_enforced(strategy, target.options)
     ]
@@ -87,13 +88,17 @@ class Following:
         self.target = target
         self.candidate = candidate
         self.replay = replay
+        self._epoch = 0
         self._measuring: measuring.Measuring | None = None
 
     def step(self, state: RolloutState, strategy: Strategy, ctx: ReleaseContext) -> tuple[RolloutState, Step]:
         """Look, measure if that is due, and do the one thing that comes next.
 
-        :raises StaleEpochError: if somebody else has told the engine something else meanwhile
+        :raises StaleEpochError: if somebody else drives by now, or has told the engine something else meanwhile
         """
+        locked = self._hold()
+        if locked is not None:
+            return state, Step(phase=state.phase, message=locked, requeue=1.0)
         sight = self._sight(ctx)
         said = self._advance(strategy, state, sight)
         if said.measure:
@@ -115,10 +120,22 @@ class Following:
         """Take the next step back.
 
         :raises StageError: if the engine does not go back
+        :raises StaleEpochError: if somebody else drives by now
         """
+        locked = self._hold()
+        if locked is not None:
+            return state, Step(phase=Phase.ABORTING, message=locked, requeue=1.0)
         self._replay(on=False)
         said = retreat(strategy, self.candidate.revision, state, self._sight(ctx, state))
         return self._carried_out(said, strategy)
+
+    def _hold(self) -> str | None:
+        """Take or renew the lease; say who has it if it is somebody else."""
+        try:
+            self._epoch = held(self.target, self._epoch)
+        except LockedError as exc:
+            return str(exc)
+        return None
 
     def _sight(self, ctx: ReleaseContext, state: RolloutState | None = None) -> Sight:
         home = state.previous if state is not None else None
@@ -160,6 +177,8 @@ class Following:
         )  # fmt: skip
         if phase.is_final or said.asks:
             self._replay(on=False)
+            self.target.release(self._epoch)
+            self._epoch = 0  # whoever goes on from a pause takes it anew
         return said.state, step
 
     def _replay(self, *, on: bool) -> None:

@@ -6,6 +6,7 @@ All of it is about stages that drive a target by themselves (:class:`~shipctl.re
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from shipctl.errors import ShipctlError
@@ -13,6 +14,7 @@ from shipctl.processes import own_name
 from shipctl.release import measuring
 from shipctl.release.budget import WATCHDOG_SECONDS, worst_case
 from shipctl.release.decision import label
+from shipctl.release.delegated import DelegatedTarget
 from shipctl.release.situation import GIVEN
 from shipctl.release.stage import StrategyStage
 from shipctl.release.target import LEASE_SECONDS, Capability, Observation, ReleaseTarget, Target
@@ -63,6 +65,9 @@ def unwatched(stage: AnyStage) -> AnyStage:
 def let_go(stage: AnyStage, ctx: ReleaseContext) -> str:
     """Give back the lease that this process holds, and say what becomes of the traffic; "" if that stays as it is."""
     target = _target(stage, ctx)
+    if isinstance(target, DelegatedTarget):
+        with suppress(ShipctlError):
+            target.release(target.acquire(own_name()))
     if not isinstance(target, Target):
         return ""
     try:

@@ -201,6 +201,7 @@ class AbMeasuring(Measuring):
             for revision in (rival, self.revision)
         }
         test = self.strategy.ab or AbOptions()
+        tested = [item for item in self.options.metrics if item.guardrail or item.name == test.goal]
         state, measurement = judge_ab(
             test,
             AbState.model_validate(known.get("ab", {})),
@@ -212,9 +213,13 @@ class AbMeasuring(Measuring):
                     {OVERALL: self.query(metric.provider, rival, window)},
                     {OVERALL: self.query(metric.provider, self.revision, window)},
                 )
-                for metric in self.options.metrics
-                if metric.guardrail or metric.name == test.goal
+                for metric in tested
             },
+            extra=[
+                (item, self.query(item.provider, self.revision, window))
+                for item in self.options.metrics
+                if item not in tested
+            ],
             analysis=self.options,
             block=self.block,
         )

@@ -14,9 +14,10 @@ from shipctl.errors import LockedError, SpecError
 from shipctl.processes import own_name
 from shipctl.release import following, measuring
 from shipctl.release.budget import worst_case
-from shipctl.release.course import course, wanted
+from shipctl.release.course import CANDIDATE, STABLE, course, wanted
 from shipctl.release.delegated import DelegatedTarget
 from shipctl.release.following import Following
+from shipctl.release.holding import held
 from shipctl.release.options import StrategyInputs, StrategyOptions
 from shipctl.release.records import RecordStore
 from shipctl.release.rollout import Decision, Facts, Measurement, RolloutState, advance, retreat
@@ -27,7 +28,6 @@ from shipctl.release.target import (
     Capability,
     Preflight,
     ReleaseTarget,
-    StaleEpochError,
     Target,
 )
 from shipctl.release.targets import open_target, target_class, target_name
@@ -97,11 +97,12 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         if issubclass(cls, DelegatedTarget):
             following.check(strategy, self.options, cls, options)
         self._check_offered(strategy, cls.offers(options))
-        for leg in course(strategy):
-            refused = cls.refuses(options, wanted(strategy, leg, "candidate", "stable"))
+        way_there = tuple(wanted(strategy, leg, CANDIDATE, STABLE) for leg in course(strategy))
+        for traffic in way_there:
+            refused = cls.refuses(options, traffic)
             if refused is not None:
                 raise SpecError(refused)
-        cls.check(options, replace(ctx, surge=strategy.surge))
+        cls.check(options, replace(ctx, surge=strategy.surge, traffic=way_there))
         measuring.check(strategy, ctx)
         budget = ctx.objectives.budget.get("rollback")
         lease = LEASE_SECONDS if Capability.WATCHDOG in cls.offers(options) else None
@@ -153,7 +154,7 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
             LEASE_SECONDS if watched else None,
             query_timeout=measuring.query_seconds(strategy),
         )
-        lines = [*target.preview(ctx.revision), strategy.summary()]
+        lines = [*target.preview(ctx.revision, strategy), strategy.summary()]
         living = "" if watched else ", as long as shipctl runs"
         lines.append(
             f"back on the stable revision within {way.seconds:g} s at worst{living}: {way.arithmetic}"
@@ -215,9 +216,9 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
             return delegated.step(state, self._quick(ctx), ctx)
         run = self._run(inputs, ctx)
         strategy = self.strategy(ctx.intent)
-        held = self._hold(run, ctx)
-        if held is not None:
-            return state, Step(phase=state.phase, message=held, requeue=1.0)
+        locked = self._hold(run)
+        if locked is not None:
+            return state, Step(phase=state.phase, message=locked, requeue=1.0)
         facts = self._facts(run, ctx)
         decision = advance(strategy, ctx.revision, state, facts)
         if decision.measure:
@@ -244,9 +245,9 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
         if delegated is not None:
             return delegated.abort(state, self._quick(ctx), ctx)
         run = self._run(inputs, ctx)
-        held = self._hold(run, ctx)
-        if held is not None:
-            return state, Step(phase=Phase.ABORTING, message=held, requeue=1.0)
+        locked = self._hold(run)
+        if locked is not None:
+            return state, Step(phase=Phase.ABORTING, message=locked, requeue=1.0)
         self._replay(run, on=False)
         strategy = self.strategy(ctx.intent)
         decision = retreat(strategy, ctx.revision, state, self._facts(run, ctx))
@@ -274,23 +275,12 @@ class StrategyStage(ReleaseStage[OptionsT, StrategyInputs, RolloutState], Generi
             self._running = _Run(target=target, candidate=_candidate(inputs, ctx))
         return self._running
 
-    def _hold(self, run: _Run, ctx: ReleaseContext) -> str | None:
+    def _hold(self, run: _Run) -> str | None:
         """Take or renew the lease; say who has it if it is somebody else."""
         try:
-            epoch = run.target.acquire(own_name())
+            run.epoch = held(run.target, run.epoch)
         except LockedError as exc:
-            if run.epoch:  # we had it, slept, and somebody else has it now
-                raise StaleEpochError(str(exc)) from exc
             return str(exc)
-        if run.epoch and epoch != run.epoch:
-            run.target.release(epoch)
-            message = (
-                "this process does not hold the target any more: its lease was removed, or was somebody else's "
-                f"meanwhile, who may take it once it is not renewed for {LEASE_SECONDS:g} s. It does nothing more; "
-                "look with `shipctl status`, and apply again to go on"
-            )
-            raise StaleEpochError(message)
-        run.epoch = epoch
         return None
 
     def _facts(self, run: _Run, ctx: ReleaseContext) -> Facts:

@@ -220,8 +220,8 @@ class ReleaseTarget(ABC):
         """
         return None
 
-    def preview(self, candidate: str) -> Sequence[str]:
-        """Say, a line each, what a release would change here. Reads only."""
+    def preview(self, candidate: str, strategy: Strategy | None = None) -> Sequence[str]:
+        """Say, a line each, what a release of that revision with ``strategy`` would change here. Reads only."""
         return ()
 
     def diff(self, candidate: Candidate, strategy: Strategy | None = None) -> Sequence[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from shipctl.engine.journal import Journal, RunRow, StageRow
 from shipctl.engine.project import Project
+from shipctl.engine.trials import NOT_TRIED
 from shipctl.errors import SpecError
 from shipctl.records import digest_of
 from shipctl.report.data import (
@@ -14,6 +17,8 @@ from shipctl.report.data import (
     Candidate,
     GateLine,
     Measurement,
+    NotTried,
+    Pareto,
     ReleaseStep,
     RunLine,
     RunReport,
@@ -50,7 +55,7 @@ def build_report(project: Project, run: str | None = None) -> RunReport:
         stages=tuple(_stage(item, results.get(item.node), verdicts) for item in rows),
         gates=tuple(GateLine(node=node, verdict=verdict) for node, verdict in verdicts),
         measurements=measurements,
-        selections=tuple(_selections(measurements, makers)),
+        selections=tuple(_selections(measurements, makers, rows)),
         artifacts=tuple(_artifacts(results)),
         steps=tuple(
             ReleaseStep(**{name: getattr(step, name) for name in ReleaseStep.model_fields}) for step in steps
@@ -148,8 +153,10 @@ def _artifacts(results: Mapping[str, Result]) -> Iterator[ArtifactLine]:
         )
 
 
-def _selections(measurements: tuple[Measurement, ...], makers: Mapping[str, str]) -> Iterator[Selection]:
-    """Read the reports that have `candidates` in their details, as `select` writes them."""
+def _selections(
+    measurements: tuple[Measurement, ...], makers: Mapping[str, str], rows: list[StageRow]
+) -> Iterator[Selection]:
+    """Read the reports that have `candidates` in their details, as `select` and `search` write them."""
     for item in measurements:
         candidates = item.details.get("candidates")
         if not isinstance(candidates, list):
@@ -160,7 +167,34 @@ def _selections(measurements: tuple[Measurement, ...], makers: Mapping[str, str]
             objective=f"{item.details.get('direction', '')} {item.details.get('objective', '')}".strip(),
             subject_to=tuple(map(str, item.details.get("subject_to", ()))),
             candidates=tuple(sorted(found, key=lambda entry: not entry.chosen)),
+            not_tried=tuple(
+                NotTried(node=row.node, reason=(row.message or "").removeprefix(NOT_TRIED))
+                for row in rows
+                if row.status == "skipped" and (row.message or "").startswith(f"{NOT_TRIED}{item.node} ")
+            ),
+            pareto=_pareto(item.details, makers),
         )
+
+
+def _pareto(details: Mapping[str, Any], makers: Mapping[str, str]) -> Pareto | None:
+    """Read the front of a choice; None where there is none, or another plugin means something else by the word."""
+    try:
+        axes, rows = details["pareto_axes"], details["pareto"]
+        values: dict[str, Any] = {
+            "points": [
+                {"node": makers.get(row["digest"]), **{key: row[key] for key in row if key != "digest"}}
+                for row in rows
+            ]
+        }
+        for name in ("x", "y"):
+            values |= {
+                name: axes[name]["metric"],
+                f"{name}_direction": axes[name]["direction"],
+                f"{name}_bounds": [(bound["value"], bound["text"]) for bound in axes[name]["bounds"]],
+            }
+        return Pareto.model_validate(values)
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        return None
 
 
 def _candidate(entry: Mapping[str, Any], makers: Mapping[str, str]) -> Candidate:
@@ -172,4 +206,5 @@ def _candidate(entry: Mapping[str, Any], makers: Mapping[str, str]) -> Candidate
         chosen=entry.get("chosen") is True,
         reason=str(entry.get("reason", "")),
         values={str(key): float(value) for key, value in dict(entry.get("values") or {}).items()},
+        share=float(entry.get("share", 1.0)),
     )

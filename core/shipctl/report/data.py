@@ -86,6 +86,44 @@ class Candidate(Record):
     chosen: bool = Field(description="Whether it was taken.")
     reason: str = Field(description="Why it was taken or dropped.")
     values: dict[str, float] = Field(description="The numbers that it was compared by.")
+    share: float = Field(
+        default=1.0, description="The part of the full measurement that they are from; 0 if it was not tried."
+    )
+
+
+class ParetoPoint(Record):
+    """A candidate by two numbers."""
+
+    name: str = Field(description="What the selecting stage calls it.")
+    node: str | None = Field(description="The node that made it, where it is in this run.")
+    x: float = Field(description="By the objective.")
+    y: float = Field(description="By what it is weighed against.")
+    on_front: bool = Field(
+        description="Whether no other one is better in one number and not worse in the other."
+    )
+    chosen: bool = Field(description="Whether it was taken.")
+    share: float = Field(
+        default=1.0, description="The part of the full measurement that the numbers are from."
+    )
+
+
+class Pareto(Record):
+    """Candidates by the objective and by what it is weighed against."""
+
+    x: str = Field(description="The objective's metric.")
+    x_direction: str = Field(description="`minimize` or `maximize`.")
+    x_bounds: tuple[tuple[float, str], ...] = Field(description="Its bounds, with their text.")
+    y: str = Field(description="The other metric: accuracy or its drop, or size.")
+    y_direction: str = Field(description="`minimize` or `maximize`.")
+    y_bounds: tuple[tuple[float, str], ...] = Field(description="Its bounds, with their text.")
+    points: tuple[ParetoPoint, ...] = Field(description="The candidates that have both numbers.")
+
+
+class NotTried(Record):
+    """A candidate that was not even made."""
+
+    node: str = Field(description="The node that would have made it, or looked at it.")
+    reason: str = Field(description="Why not.")
 
 
 class Selection(Record):
@@ -95,6 +133,10 @@ class Selection(Record):
     objective: str = Field(description="What was optimised, and which way.")
     subject_to: tuple[str, ...] = Field(description="What a candidate had to fulfil.")
     candidates: tuple[Candidate, ...] = Field(description="All variants, the chosen one first.")
+    not_tried: tuple[NotTried, ...] = Field(default=(), description="What the budget left out.")
+    pareto: Pareto | None = Field(
+        default=None, description="The front between the objective and accuracy or size."
+    )
 
 
 class ReleaseStep(Record):

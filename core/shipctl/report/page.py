@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from shipctl.report import text
-from shipctl.report.data import RunReport
+from shipctl.report.data import RunReport, Selection
 from shipctl.report.plot import COLOURS, Curve, is_near, latency_plot
+from shipctl.report.scatter import Point, curve_plot, pareto_plot
 from shipctl.templates import environment
 
 _BOUND_PREFIX = "latency.p"
@@ -25,6 +26,15 @@ class Figure:
     svg: str
     legend: tuple[str, ...]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Front:
+    """The plot of a selection."""
+
+    svg: str
+    legend: tuple[Point, ...]
+    note: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class Details:
     facts: dict[str, str] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     matrices: dict[str, list[list[float]]] = field(default_factory=dict)
+    curve: str = ""
+    """A plot of accuracy over quantised layers, as SVG."""
 
 
 def render_page(report: RunReport, version: str) -> str:
@@ -52,6 +64,7 @@ def render_page(report: RunReport, version: str) -> str:
     return template.render(
         report=report,
         figures=latency_figures(report),
+        fronts=[_front(selection) for selection in report.selections],
         measured=measured,
         statuses=Counter(stage.status for stage in report.stages),
         outcomes=Counter(str(line.verdict.outcome) for line in report.gates),
@@ -63,6 +76,13 @@ def render_page(report: RunReport, version: str) -> str:
         text=text,
         version=version,
     )
+
+
+def _front(selection: Selection) -> Front | None:
+    if selection.pareto is None:
+        return None
+    svg, legend, note = pareto_plot(selection.pareto)
+    return Front(svg, tuple(legend), note) if svg else None
 
 
 def latency_figures(report: RunReport) -> list[Figure]:
@@ -139,6 +159,9 @@ def details_of(details: Mapping[str, Any]) -> Details:
             }
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             shown.tables.append(_table(title, [_flat(row) for row in value]))
+            if key == "curve":
+                search = details.get("search")
+                shown.curve = curve_plot(value, search if isinstance(search, Mapping) else {})
         elif isinstance(value, list) and value and all(isinstance(row, list) and row for row in value):
             if all(isinstance(number, int | float) for row in value for number in row):
                 shown.matrices[title] = value

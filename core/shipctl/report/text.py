@@ -100,6 +100,7 @@ _FIRST = (
     "accuracy",
     "accuracy_drop",
     "rmse",
+    "spearman",
     "latency.p95",
     "latency.p99",
     "throughput",

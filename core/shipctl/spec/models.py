@@ -88,6 +88,10 @@ class ModelSpec(Record):
         None, description="The file with the weights, if they are not in the model itself."
     )
     files: Texts = Field((), description="Further files and glob patterns that the builder reads.")
+    trust_pickle: bool = Field(
+        False,
+        description="Whether a file may be opened that can run any code then (a pickle); recorded with the model.",
+    )
     inputs: tuple[TensorSpec, ...] = Field((), description="The tensors that a caller sends, in order.")
     outputs: tuple[TensorSpec, ...] = Field((), description="The tensors that a caller gets back, in order.")
 
@@ -97,12 +101,44 @@ class ModelSpec(Record):
         return Signature(inputs=self.inputs, outputs=self.outputs) if self.inputs and self.outputs else None
 
 
-class DataSource(Record):
+class ImageReading(Record):
+    """How images become tensors."""
+
+    size: tuple[int, int] | None = Field(
+        None, description="[height, width] in pixels to resize to; left out, what the model's input says."
+    )
+    layout: Literal["nchw", "nhwc"] = Field("nchw", description="Where the channels stand.")
+    scale: float = Field(1 / 255, description="What 8-bit values are multiplied by.")
+    mean: tuple[float, ...] = Field((), description="Per channel, taken off after scaling.")
+    std: tuple[float, ...] = Field((), description="Per channel, divided by after that.")
+
+
+class DataReading(Record):
+    """How samples are read, where the file does not say it."""
+
+    label: Text | None = Field(
+        None, description="The column with the labels, in a .csv file; `label` if left out."
+    )
+    image: ImageReading = Field(
+        ImageReading(), description="How images become tensors, for a folder of images."
+    )
+
+
+class DataSource(DataReading):
     """A data set and, if it is one that decides, its bound."""
 
-    uri: Text = Field(description="Where the data is, such as data/test.npz.")
+    uri: Text = Field(
+        description="Where the samples are: an .npz file of named arrays, a .csv file with a header, a folder of "
+        "images (one folder per class), or a Python function that makes them (data/samples.py:calibration)."
+    )
+    files: Texts = Field((), description="Further files and glob patterns that the function reads.")
     metric: Text | None = Field(None, description="The metric computed on it, such as accuracy.")
     min: Percentage | None = Field(None, description="The smallest value of the metric that passes.")
+
+    @property
+    def reading(self) -> DataReading:
+        """How its samples are read."""
+        return DataReading(label=self.label, image=self.image)
 
 
 class SecretSource(Record):

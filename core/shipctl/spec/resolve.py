@@ -26,7 +26,7 @@ LITERAL = ("apiVersion", "kind", "include", "env", "secrets")
 LITERAL_IN_STAGE = ("id", "uses", "needs")
 _LATER = {
     "secrets": "secrets may be used in a stage's 'with' only, so that they cannot show elsewhere",
-    "matrix": "matrix is known when a stage runs; use it in 'with', 'when' or 'inputs'",
+    "matrix": "matrix is known when a stage runs; use it in 'with', 'when', 'inputs' or 'resources.labels'",
     "stages": "stages are known when the pipeline runs; use them in 'with', 'when' or 'inputs'",
 }
 _MAX_CIRCLE = 10
@@ -89,9 +89,20 @@ class Resolver:
                 data[key] = entry.node.plain()
             elif key in LITERAL_IN_STAGE:
                 data[key] = self._literal(entry.node, (*keys, key))
+            elif key == "resources":
+                data[key] = self._resources(entry.node, (*keys, key))
             else:
                 data[key] = self._value(entry.node, (*keys, key))
         return data
+
+    def _resources(self, node: Node, keys: Keys) -> Any:
+        """Leave labels as they stand: they may be of the matrix, so that variants go to different machines."""
+        if not isinstance(node, MappingNode):
+            return self._value(node, keys)
+        return {
+            key: entry.node.plain() if key == "labels" else self._value(entry.node, (*keys, key))
+            for key, entry in node.entries.items()
+        }
 
     def _literal(self, node: Node, keys: Keys) -> Any:
         for path, scalar in walk(node, keys):

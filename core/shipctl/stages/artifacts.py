@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, PrivateAttr
 
 from shipctl.records import Record, digest_of
 from shipctl.signature import Signature
+from shipctl.spec.models import DataReading
 
 _LONGEST = 1024
 """Bytes of a path in an artifact."""
@@ -124,20 +125,62 @@ class Artifact(Record):
         return {"kind": self.kind, **json.loads(self.model_dump_json())}
 
 
-class TorchModel(Artifact):
-    """A PyTorch model in source form: a builder function in a Python file and, mostly, its weights."""
+class SourceModel(Artifact):
+    """Base of a model as its framework has it, before there is a graph of it."""
+
+    signature: Signature = Field(description="The inputs and outputs that the spec promises.")
+    trusted: bool = Field(
+        default=False,
+        description="Whether the spec says `trust_pickle: true`: a pickle can run any code when it is opened.",
+    )
+
+
+class TorchModel(SourceModel):
+    """A PyTorch model: a builder function with its weights, or a file that holds both.
+
+    ``builder`` is a Python function that returns the torch.nn.Module. The others are one file: ``exported-program``
+    (`.pt2`, torch.export.save), ``torchscript`` (torch.jit.save) and ``pickle`` (torch.save of a module).
+    """
 
     kind: ClassVar[str] = "torch-model"
 
-    builder: str = Field(description="`path/in/the/artifact.py:function`, which returns the torch.nn.Module.")
+    format: Literal["builder", "exported-program", "torchscript", "pickle"] = Field(
+        default="builder", description="What the files are."
+    )
+    builder: str = Field(
+        default="",
+        description="`path/in/the/artifact.py:function`, which returns the torch.nn.Module; empty in other formats.",
+    )
     weights: str | None = Field(
-        default=None, description="The safetensors file of the artifact, if there is one."
+        default=None,
+        description="The builder's weights in the artifact: a safetensors file or a state dict (.pt, .pth).",
     )
     modules: str = Field(
         default="",
         description="Digest of the user's own installed packages that the builder imports besides.",
     )
-    signature: Signature = Field(description="The inputs and outputs that the spec promises.")
+
+
+class TensorflowModel(SourceModel):
+    """A TensorFlow model: the folder of a SavedModel, or a Keras 3 file (`.keras`)."""
+
+    kind: ClassVar[str] = "tensorflow-model"
+
+    format: Literal["saved-model", "keras"] = Field(description="What the files are.")
+
+
+class SklearnModel(SourceModel):
+    """A scikit-learn estimator or pipeline in one file: skops' own format, or a pickle (also joblib's)."""
+
+    kind: ClassVar[str] = "sklearn-model"
+
+    format: Literal["skops", "pickle"] = Field(description="What the file is.")
+
+
+class HuggingFaceModel(SourceModel):
+    """A folder in Hugging Face's layout: `config.json`, safetensors, the tokenizer's files."""
+
+    kind: ClassVar[str] = "hugging-face-model"
 
 
 class OnnxModel(Artifact):
@@ -162,11 +205,20 @@ class OnnxModel(Artifact):
 
 
 class Dataset(Artifact):
-    """Named arrays in one .npz file; all have the samples in their first dimension."""
+    """Samples with names: arrays in an .npz file, columns of a .csv file, images in folders, or a Python function."""
 
     kind: ClassVar[str] = "dataset"
 
     role: str = Field(description="Its name below `data:` in the spec: calibration, evaluation, golden, …")
+    format: Literal["npz", "csv", "images", "python"] = Field(
+        default="npz", description="What the files are."
+    )
+    reading: DataReading = Field(
+        default=DataReading(), description="What the spec says about how they are read."
+    )
+    function: str = Field(
+        default="", description="`path/in/the/artifact.py:function`, which returns or yields the samples."
+    )
 
 
 class Report(Artifact):
@@ -183,6 +235,29 @@ class Report(Artifact):
     details: dict[str, Any] = Field(
         default_factory=dict, description="JSON for the report page: tables and series."
     )
+
+
+class TensorrtEngine(Artifact):
+    """A TensorRT engine (`model.plan`): built for one GPU architecture and, mostly, one version of TensorRT."""
+
+    kind: ClassVar[str] = "tensorrt-engine"
+
+    signature: Signature = Field(description="Inputs and outputs of the engine.")
+    flavor: Literal["tensorrt", "tensorrt-rtx"] = Field(
+        description="TensorRT, which Triton's tensorrt backend loads, or TensorRT for RTX, which it does not."
+    )
+    version: str = Field(description="Version of the TensorRT that built it, such as 10.13.3.")
+    compute_capabilities: tuple[str, ...] = Field(
+        description="The GPU architectures that it runs on, such as 8.9; `current` for the one that built it."
+    )
+    precision: str = Field(
+        default="fp32", description="What most of its arithmetic is done in: fp32, fp16, int8, …"
+    )
+    profiles: tuple[dict[str, tuple[int, int, int]], ...] = Field(
+        default=(),
+        description="Optimisation profiles: smallest, tuned and largest size of each varying dimension, by name.",
+    )
+    derived_from: str | None = Field(default=None, description="Digest of the model it was made from.")
 
 
 class TritonRepository(Artifact):

@@ -149,6 +149,14 @@ class Stage(_Plugin, Generic[OptionsT, InputsT, OutputsT]):
             what the spec would have to say differently
         """
 
+    def limits(self) -> Mapping[str, int]:
+        """Return how many artifacts a list input takes at most, by its name, where the options say so.
+
+        What comes after that many in declared order is not even made, unless somebody else needs it. Asked when the
+        plan is made; with options that are known only later, a stage has to leave out the rest by itself.
+        """
+        return {}
+
     @abstractmethod
     def run(self, inputs: InputsT, ctx: StageContext) -> OutputsT:
         """Do the work: read ``inputs.<name>.path``, write only below ``ctx.workdir``, return the outputs.

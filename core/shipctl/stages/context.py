@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from shipctl.release.surge import Surge
+    from shipctl.release.traffic import Traffic
+    from shipctl.stages.artifacts import Artifact
 
 
 class LineageNode(Record):
@@ -95,6 +97,8 @@ class Upstream:
     """The stage's name, empty for what the spec brings."""
     metrics: tuple[str, ...] = ()
     """Names (`latency.*`) of the metrics that its reports will carry."""
+    artifact: Artifact | None = None
+    """What the spec brings, without its files; None for what a stage makes, which is not there yet."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class CheckContext:
     """The environment that is planned for (`-e`), None for none."""
     surge: Surge | None = None
     """For targets: how few replicas may be added at a time; None where a candidate has all of its own."""
+    traffic: tuple[Traffic, ...] = ()
+    """For targets: how requests are to be distributed one after the other, between `stable` and `candidate`."""
 
 
 @dataclass(frozen=True)

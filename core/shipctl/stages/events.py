@@ -30,6 +30,9 @@ class PlannedNode(Record):
     )
     changes: tuple[str, ...] = Field(default=(), description="What would change on the target (releases).")
     unavailable: str | None = Field(default=None, description="What this machine lacks for it.")
+    environment: str | None = Field(
+        default=None, description="Which environment of its own it runs in, for a stage with requirements."
+    )
     fingerprint: str | None = Field(default=None, description="Its fingerprint, once its inputs are known.")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,20 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def place_file(source: Path, target: Path) -> None:
+    """Give ``target`` the bytes of ``source``, which never change: a link where possible, no copy.
+
+    :raises FileExistsError: if something is there, since writing to it could change what it is a link to
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # another file system, one without links, or a file of somebody else
+        shutil.copyfile(source, target)
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from shipctl.errors import ShipctlError, SpecError, StageError, UnavailableError
 from shipctl.release.delegated import DelegatedTarget
 from shipctl.release.records import RecordStore
 from shipctl.release.strategy import Strategy
-from shipctl.release.target import Applied, Candidate
+from shipctl.release.target import LEASE_SECONDS, Applied, Candidate
 from shipctl.stages.base import Serving
 from shipctl.stages.context import CheckContext, ReleaseContext
 from shipctl_plugins._engines.notes import ANNOTATION, Kept, Notes, Object, notes_of
@@ -20,6 +21,7 @@ from shipctl_plugins._kubernetes import differences, objects
 from shipctl_plugins._kubernetes.api.connection import ConflictError, Ref, connect
 from shipctl_plugins._kubernetes.api.opened import opened
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place, short
+from shipctl_plugins._kubernetes.lease import ClusterLease
 from shipctl_plugins._kubernetes.manifests.documents import files_of
 from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of, with_store
 from shipctl_plugins._kubernetes.manifests.render import operator_role
@@ -27,6 +29,7 @@ from shipctl_plugins._kubernetes.manifests.roles import Rule, operator_rules
 from shipctl_plugins._kubernetes.objects import Kind
 from shipctl_plugins._kubernetes.preflight import LocalPreflight, Preflighter
 from shipctl_plugins._kubernetes.records import ConfigMapRecords
+from shipctl_plugins._kubernetes.removal import taken_away
 from shipctl_plugins._kubernetes.repository import lay_out
 from shipctl_plugins._kubernetes.rights import check_rights
 from shipctl_plugins._kubernetes.state import Entry
@@ -70,6 +73,11 @@ class ClusterEngine(DelegatedTarget):
     def ref(self) -> Ref:
         """The engine's object."""
         return Ref(self.kind.api_version, self.kind.name, self.app.name)
+
+    @cached_property
+    def lease(self) -> ClusterLease:
+        """Who hands over, follows and aborts; the engine goes on without."""
+        return ClusterLease(self.place, self.ctx.now)
 
     @cached_property
     def preflighter(self) -> Preflighter:
@@ -139,10 +147,26 @@ class ClusterEngine(DelegatedTarget):
         """Return the ConfigMap of this stage's releases."""
         return ConfigMapRecords(lambda: self.place, self.ctx.stage)
 
+    def acquire(self, holder: str) -> int:
+        """Take or renew the lease."""
+        self._epoch = self.lease.acquire(holder, LEASE_SECONDS)
+        return self._epoch
+
+    _epoch: int = 0
+
+    def release(self, epoch: int) -> None:
+        """Give the lease back."""
+        self.lease.release(epoch)
+
+    def _kept(self) -> AbstractContextManager[None]:
+        """Renew the lease while something takes longer than it holds."""
+        return self.lease.kept(self._epoch) if self._epoch else nullcontext()
+
     def preflight(self, candidate: Candidate) -> Applied:
         """Ask golden samples of a server on this machine, which ends with that."""
         timeout = float(self.options.preflight_timeout)
-        message, verdicts = self.preflighter(candidate, self.options.golden, timeout)
+        with self._kept():
+            message, verdicts = self.preflighter(candidate, self.options.golden, timeout)
         return Applied(message=message, verdicts=verdicts)
 
     def publish(self, candidate: Candidate) -> None:
@@ -151,7 +175,8 @@ class ClusterEngine(DelegatedTarget):
         from shipctl.store.depot import open_depot
         from shipctl.store.local import LocalStore
 
-        with open_depot(self.ctx.store, self.ctx.base, LocalStore(Project(self.ctx.project).store)) as depot:
+        local = LocalStore(Project(self.ctx.project).store)
+        with self._kept(), open_depot(self.ctx.store, self.ctx.base, local) as depot:
             lay_out(depot, candidate.repository)
 
     def look(self) -> tuple[Object | None, Notes]:
@@ -238,10 +263,15 @@ class ClusterEngine(DelegatedTarget):
         return {name: {SERIES_LABEL: short(name)} for name in self.look()[1].revisions}
 
     def down(self) -> Sequence[str]:
-        """Delete what carries this app's labels, but for the history of its releases."""
-        kept = set(objects.KEPT)
-        kinds = [kind for kind in (self.kind, *self.others, *objects.EVERYTHING) if kind not in kept]
-        return objects.remove(self.place, objects.ours(self.place, kinds))
+        """Delete what carries this app's labels, but for the history of its releases, under the lease.
+
+        :raises LockedError: if another process drives a release of it
+        """
+        everything = (self.kind, *self.others, *objects.EVERYTHING)
+        kinds = [kind for kind in everything if kind.name != "ConfigMap"]
+        lines = taken_away(self.place, self.lease, kinds, self.ctx.log)
+        self._epoch = 0
+        return lines
 
 
 def manifest(app: App, kind: Kind, name: str, **rest: Any) -> Object:

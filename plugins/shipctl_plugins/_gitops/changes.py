@@ -24,7 +24,7 @@ from shipctl_plugins._gitops.tree import (
 )
 from shipctl_plugins._kubernetes.app import App, short
 from shipctl_plugins._kubernetes.manifests.render import ALL, Workload, door, files_of
-from shipctl_plugins._kubernetes.repository import base_uri
+from shipctl_plugins._kubernetes.repository import base_uri, version_number
 
 NO_CHANGE = "nothing is to be committed"
 
@@ -66,6 +66,7 @@ class Changes:
             model=repository.model,
             repository=self._uri(candidate),
             digest=repository.digest,
+            number=version_number(repository),
         )
         return revision_manifests(self._options, workload, strategy, self._ctx.base)
 

@@ -23,7 +23,7 @@ from shipctl_plugins._kubernetes.capacity import quota_problem
 from shipctl_plugins._kubernetes.mending import Mender
 from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
-from shipctl_plugins._kubernetes.shadowing import Shadowing
+from shipctl_plugins._kubernetes.shadowing import NobodyError, Shadowing
 from shipctl_plugins._kubernetes.state import RECALLED, Entry, ModelState
 from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
 from shipctl_plugins._kubernetes.traffic.scaling import Scaling, check_surge, rivals
@@ -170,6 +170,9 @@ class Acts:
     def shift(self, traffic: Traffic, surge: Surge | None, epoch: int) -> str:
         """Distribute the requests so; with ``surge`` one round of replacing replicas, which the traffic follows.
 
+        Nothing is copied before the comparator answers, whose pod may take longer to start than the candidate's: that
+        is said, and whoever asks again tries again.
+
         :raises StaleEpochError: if somebody else has taken over
         :raises StageError: if more would reach a revision that is not ready
         """
@@ -186,6 +189,10 @@ class Acts:
             preview = self.plans.preview(traffic.preview)
             objects.apply(self.place, preview, self.log)
         backends = self._backends(look, traffic)
+        try:
+            backends |= self._comparator(traffic, epoch)
+        except NobodyError as error:
+            return f"nothing is copied yet: {error}"
         after = self.observer.router.set(traffic, backends, etag=look.routed.etag, epoch=epoch).traffic
         if traffic.preview is None:
             self.place.cluster.delete(Ref("v1", "Service", self.app.preview))
@@ -203,15 +210,19 @@ class Acts:
             router.follow(traffic, ready, backends, etag=look.routed.etag, epoch=epoch)
 
     def _backends(self, look: Look, traffic: Traffic) -> dict[str, tuple[Backend, ...]]:
-        backends = {
+        return {
             name: self.observer.backends(name)
             for name in traffic.revisions
             if name in look.deployments or name in {look.state.stable, look.state.previous}
         }
-        if traffic.mirror is not None and traffic.fallback is not None:
+
+    def _comparator(self, traffic: Traffic, epoch: int) -> dict[str, tuple[Backend, ...]]:
+        """Return who gets copies, after telling it what to compare; empty if nothing is copied."""
+        if traffic.mirror is None or traffic.fallback is None:
+            return {}
+        with self.observer.lease.kept(epoch):  # a pod that cannot be reached takes the API server its time
             self.shadowing.turn_to(traffic.fallback, traffic.mirror.candidate)
-            backends[COMPARATOR] = (self.shadowing.backend,)
-        return backends
+        return {COMPARATOR: (self.shadowing.backend,)}
 
     def _admit(self, traffic: Traffic, seen: Observation) -> None:
         """Refuse to let more requests reach a revision that is not ready.

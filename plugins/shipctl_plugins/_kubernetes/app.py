@@ -21,12 +21,20 @@ LABEL_REVISION = "shipctl.dev/revision"
 ANNOTATION_REVISION = "shipctl.dev/revision-digest"
 ANNOTATION_REPOSITORY = "shipctl.dev/repository-digest"
 """Digest of the Triton repository that a pod serves, which is in its URI, too."""
+ANNOTATION_MODEL = "shipctl.dev/model"
+"""What the model of a revision is called in Triton."""
+ANNOTATION_NUMBER = "shipctl.dev/model-version"
+"""Triton's number of the version that a revision's repository has."""
+ANNOTATION_AUTOSCALED = "shipctl.dev/autoscaled"
+"""`true` on a Deployment whose number of pods an autoscaler changes."""
 ANNOTATION_SHIFTED = "shipctl.dev/shifted"
 """When traffic last changed, seconds since the epoch."""
 ANNOTATION_EPOCH = "shipctl.dev/epoch"
 """The lease's number under which an object was written."""
 ANNOTATION_TRAFFIC = "shipctl.dev/traffic"
 """The distribution that was asked for, as JSON."""
+ANNOTATION_MOVED_BY = "shipctl.dev/moved-by"
+"""Who moved the traffic last, where it was nobody who releases: `watchdog`."""
 SHORT = 10
 """Digits of a revision that names and labels have."""
 LONGEST = 40
@@ -78,6 +86,11 @@ class App:
     def records(self) -> str:
         """The ConfigMap of the records of its releases, followed by the stage's id."""
         return f"{self.name}-records"
+
+    @property
+    def operator(self) -> str:
+        """The Role of who runs shipctl, and what binds it: a cluster's administrator has them."""
+        return f"{self.name}-operator"
 
     @property
     def labels(self) -> dict[str, str]:

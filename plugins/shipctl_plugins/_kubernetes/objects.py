@@ -11,10 +11,12 @@ from shipctl_plugins._kubernetes.api.connection import (
     ConflictError,
     FieldConflictError,
     ForbiddenError,
+    InvalidError,
     MissingError,
     Ref,
 )
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, Place, short
+from shipctl_plugins._kubernetes.ports import taken
 
 Object = dict[str, Any]
 
@@ -99,12 +101,25 @@ def apply(
     try:
         return cluster.apply(manifest, dry_run=dry_run)
     except FieldConflictError as exc:
-        who = ", ".join(exc.managers) or "somebody else"
-        message = (
-            f"{who} has changed {named(manifest)} in {place.app.namespace} ({', '.join(exc.fields) or 'some fields'}), "
-            "which shipctl manages: undo that, or write it into the spec; `kubectl get --show-managed-fields` shows who"
-        )
-        raise FieldConflictError(message, exc.managers, exc.fields) from exc
+        raise _conflict(place, manifest, exc.managers, exc.fields) from exc
+    except InvalidError as exc:
+        wrong = taken(manifest, cluster.get(reference(manifest)))
+        if not wrong:
+            raise
+        managers = tuple(dict.fromkeys(name for each in wrong for name in each.managers))
+        fields = tuple(f"{each.field}, which is {each.name!r}" for each in wrong)
+        raise _conflict(place, manifest, managers, fields) from exc
+
+
+def _conflict(
+    place: Place, manifest: Object, managers: Sequence[str], fields: Sequence[str]
+) -> FieldConflictError:
+    who = ", ".join(managers) or "somebody else"
+    message = (
+        f"{who} has changed {named(manifest)} in {place.app.namespace} ({', '.join(fields) or 'some fields'}), "
+        "which shipctl manages: undo that, or write it into the spec; `kubectl get --show-managed-fields` shows who"
+    )
+    return FieldConflictError(message, managers, fields)
 
 
 def _not_anothers(place: Place, live: Object | None) -> None:
@@ -125,17 +140,24 @@ def _not_anothers(place: Place, live: Object | None) -> None:
 def ours(place: Place, kinds: Iterable[Kind]) -> list[Object]:
     """Return all objects of these kinds that carry this app's labels, in the order of the kinds.
 
-    Kinds that the cluster does not serve, or of which we may see nothing, have none of ours.
+    Kinds that the cluster does not serve, or of which we may see nothing, have none of ours. The Role of who runs
+    shipctl, and what binds it, are the administrator's, whatever labels they have.
     """
     found: list[Object] = []
     for kind in kinds:
         if not place.cluster.has(kind.api_version, kind.name):
             continue
         try:
-            found += place.cluster.list(kind.api_version, kind.name, place.app.selector)
+            listed = place.cluster.list(kind.api_version, kind.name, place.app.selector)
         except ForbiddenError:
             continue
+        found += [each for each in listed if not _gives_us_rights(place, each)]
     return found
+
+
+def _gives_us_rights(place: Place, found: Object) -> bool:
+    named = found["metadata"]["name"], (found.get("roleRef") or {}).get("name")
+    return found["kind"] in {"Role", "RoleBinding"} and place.app.operator in named
 
 
 def prune(place: Place, rendered: Sequence[Object], revisions: Iterable[str], *, accounts: bool) -> list[str]:

@@ -86,6 +86,7 @@ class Observer:
             asked=getattr(routed, "asked", None),
             shifted=routed.since,
             epoch=lease.epoch if lease is not None else 0,
+            rescued=getattr(routed, "rescued", False),
         )
         return Look(observation, state, version, routed, deployments, pods, lost)
 

@@ -62,6 +62,7 @@ class Plans:
             model=entry.model,
             repository=entry.repository,
             digest=entry.digest,
+            number=entry.number,
         )
         return render.revision_objects(self.options, workload, replicas=replicas, base=self.base)
 

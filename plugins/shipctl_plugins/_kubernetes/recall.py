@@ -12,7 +12,15 @@ from typing import Any
 
 from shipctl.errors import StageError
 from shipctl.release.router import TrafficRouter
-from shipctl_plugins._kubernetes.app import ANNOTATION_REPOSITORY, Place
+from shipctl_plugins._kubernetes.app import (
+    ANNOTATION_AUTOSCALED,
+    ANNOTATION_MODEL,
+    ANNOTATION_NUMBER,
+    ANNOTATION_REPOSITORY,
+    Place,
+    short,
+)
+from shipctl_plugins._kubernetes.objects import SCALERS, ours, revision_label
 from shipctl_plugins._kubernetes.state import RECALLED, Entry, ModelState
 from shipctl_plugins._kubernetes.traffic.reducing import whole_of
 from shipctl_plugins._kubernetes.traffic.routing import ClusterRouter
@@ -30,7 +38,10 @@ def recalled(place: Place, router: TrafficRouter, deployments: Mapping[str, Obje
     if not deployments:
         return ModelState()
     stable = _stable(place, router, deployments)
-    entries = {name: _entry(place, name, found) for name, found in deployments.items()}
+    scaled = {revision_label(each) for each in ours(place, SCALERS)}
+    entries = {
+        name: _entry(place, name, found, scaled=short(name) in scaled) for name, found in deployments.items()
+    }
     return ModelState(stable=stable, entries=entries, ports=(place.http_port, place.grpc_port))
 
 
@@ -52,8 +63,13 @@ def _stable(place: Place, router: TrafficRouter, deployments: Mapping[str, Objec
     raise StageError(message)
 
 
-def _entry(place: Place, revision: str, deployment: Object) -> Entry:
-    """Return what a Deployment tells of its revision; what it does not tell is the usual."""
+def _entry(place: Place, revision: str, deployment: Object, *, scaled: bool) -> Entry:
+    """Return what a Deployment tells of its revision; what it does not tell, as one from before does, is the usual.
+
+    ``scaled``: there is an autoscaler for it.
+    """
+    told = deployment["metadata"].get("annotations") or {}
+    number = told.get(ANNOTATION_NUMBER, "")
     template = deployment["spec"]["template"]
     notes = template["metadata"].get("annotations") or {}
     labels = deployment["metadata"].get("labels") or {}
@@ -64,11 +80,13 @@ def _entry(place: Place, revision: str, deployment: Object) -> Entry:
     return Entry(
         revision=revision,
         version=labels.get("app.kubernetes.io/version") or "of an unknown version",
-        model=place.app.pipeline,
+        model=told.get(ANNOTATION_MODEL) or place.app.pipeline,
         digest=notes.get(ANNOTATION_REPOSITORY, ""),
         repository=(flags[0] if flags else "").replace("$$(", "$("),
         image=server.get("image", ""),
+        number=int(number) if number.isascii() and number.isdigit() and int(number) else 1,
         replicas=whole_of(deployment),
+        autoscaled=scaled or told.get(ANNOTATION_AUTOSCALED) == "true",
         rendered=RECALLED,
         since=datetime.fromisoformat(created).timestamp(),
     )

@@ -19,7 +19,13 @@ from shipctl_plugins._kubernetes.comparator import COMPARE, GRPC, HTTP, RESULTS
 from shipctl_plugins._triton.comparator_feed import PATH, Head, Kept
 
 _OK = 200
+_SERVER_ERROR = 500
+"""This and more is what API servers answer, each version in its way, for a Service without a pod that answers."""
 _SHOWN = 160
+
+
+class NobodyError(StageError):
+    """No pod of the comparator answers, or none yet."""
 
 
 class Shadowing:
@@ -47,7 +53,8 @@ class Shadowing:
     def turn_to(self, stable: str, candidate: str) -> None:
         """Have these two compared from now on.
 
-        :raises StageError: if it does not take orders (yet)
+        :raises NobodyError: if it does not answer (yet)
+        :raises StageError: if it does not take the order
         :raises ShipctlError: if the cluster cannot be asked
         """
         order = json.dumps({"stable": stable, "candidate": candidate}).encode()
@@ -92,5 +99,5 @@ class Shadowing:
                 f"the comparator {self.name} does not answer (status {status}: {said}); see "
                 f"`kubectl get pods -n {self.place.app.namespace} -l app.kubernetes.io/component=comparator`"
             )
-            raise StageError(message)
+            raise NobodyError(message) if status >= _SERVER_ERROR else StageError(message)
         return answer

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from shipctl.release.course import course
+from shipctl.release.strategy import Strategy
 from shipctl.release.target import Observation
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl.stages.base import Serving
@@ -13,6 +15,7 @@ from shipctl_plugins._kubernetes.app import short
 from shipctl_plugins._kubernetes.capacity import node_problem
 from shipctl_plugins._kubernetes.checks import example
 from shipctl_plugins._kubernetes.differences import summary
+from shipctl_plugins._kubernetes.leftovers import left_by
 from shipctl_plugins._kubernetes.manifests.server import PORTS
 from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
@@ -24,8 +27,6 @@ Object = dict[str, Any]
 
 SHOWN = 12
 """Digits of a revision that are shown."""
-_SHARES = (5, 10, 25, 50)
-"""Weights whose rounding is shown in a plan."""
 
 
 # -- what serves ----------------------------------------------------------------------------------------------
@@ -119,7 +120,9 @@ def _beside(look: Look, stable: Entry) -> dict[str, str]:
 # -- what a release would change ------------------------------------------------------------------------------
 
 
-def preview(observer: Observer, plans: Plans, candidate: str, uri: str) -> list[str]:
+def preview(
+    observer: Observer, plans: Plans, candidate: str, uri: str, strategy: Strategy | None = None
+) -> list[str]:
     """Say what serves, which objects would change, and what becomes of weights; reads only."""
     look = observer.look()
     app, seen = observer.place.app, look.observation
@@ -144,7 +147,9 @@ def preview(observer: Observer, plans: Plans, candidate: str, uri: str) -> list[
     if candidate and candidate not in look.deployments:
         manifests += revision
     lines += summary(observer.place, manifests)
-    lines += _shares(observer, plans, stable)
+    left = left_by(observer.place, look.state.router, plans.options.router)
+    lines += [f"warning: {line}" for line in left]
+    lines += _shares(observer, plans, stable, strategy)
     if isinstance(observer.router, ClusterRouter):
         lines += observer.router.promises()
     return lines
@@ -175,14 +180,14 @@ def _closed() -> str:
     return "nothing serves: the door opens once the first version has passed its preflight"
 
 
-def _shares(observer: Observer, plans: Plans, stable: Entry | None) -> list[str]:
-    """Say which weights come out differently with so many replicas."""
-    if stable is None:
+def _shares(observer: Observer, plans: Plans, stable: Entry | None, strategy: Strategy | None) -> list[str]:
+    """Say which weights of the strategy come out differently with so many replicas."""
+    if stable is None or strategy is None:
         return []
     candidate = "candidate"
     counts = {stable.revision: stable.replicas, candidate: plans.options.replicas}
     rounded = []
-    for weight in _SHARES:
+    for weight in dict.fromkeys(leg.weight for leg in course(strategy) if 0 < leg.weight < WHOLE):
         asked = Traffic(
             weights={stable.revision: WHOLE - weight, candidate: weight}, fallback=stable.revision
         )

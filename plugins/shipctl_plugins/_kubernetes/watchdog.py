@@ -200,7 +200,10 @@ class Watchdog:
             state, labels.get("app.kubernetes.io/part-of", self.name), labels.get("shipctl.dev/environment")
         )
         ctx = RouterContext(name=self.name, access=place, guard=self.lease.check, log=self.log)
-        return Observer(place, open_router(state.router or "replicas", ctx), self.lease)
+        router = open_router(state.router or "replicas", ctx)
+        if isinstance(router, ClusterRouter):
+            router.moved_by = WATCHDOG
+        return Observer(place, router, self.lease)
 
     def _place(self, state: states.ModelState, pipeline: str, environment: str | None = None) -> Place:
         app = App(self.name, self.cluster.namespace, pipeline, environment)

@@ -18,9 +18,10 @@ class AbTestOptions(StrategyOptions):
     """Who gets which version, what is compared, and when that is over."""
 
     weight: int = Bound(50, ge=1, le=99, description="Percent of the users that get the new version.")
-    sticky: Sticky = Bound(
+    sticky: Sticky | None = Bound(
         Sticky(kind="header", name="x-user-id"),
-        description="By what a user is told from others: `{kind: header|cookie, name: …}`.",
+        description="By what a user is told from others: `{kind: header|cookie, name: …}`; null: by `segments` alone, "
+        "and who is in none of them gets either version with each request.",
     )
     segments: tuple[Segment, ...] = Bound(
         (), description="Users that always get one version, or that are counted by themselves."

@@ -82,7 +82,7 @@ class ArgoRollouts(ClusterEngine):
         alone = (
             "when shipctl is gone, Argo goes on by itself until it is promoted, and nobody watches it then"
         )
-        lines = [f"nobody holds a lease and there is no watchdog: {alone}"]
+        lines = [f"there is no watchdog, and Argo heeds no lease: {alone}"]
         asking = [index for index, step in enumerate(strategy.steps) if _asks(step)]
         if asking or not strategy.autoPromotion:
             lines.append(
@@ -132,7 +132,7 @@ class ArgoRollouts(ClusterEngine):
             },
         ]
 
-    def preview(self, candidate: str) -> Sequence[str]:
+    def preview(self, candidate: str, strategy: Strategy | None = None) -> Sequence[str]:
         """Say what Argo holds for stable, and which objectives it does not ask about."""
         found, notes = self.look()
         if found is None:

@@ -108,7 +108,7 @@ class Gitops(DelegatedTarget):
             lines.append("what becomes of a commit is not looked at: `engine.wait` is false")
         return lines
 
-    def preview(self, candidate: str) -> Sequence[str]:
+    def preview(self, candidate: str, strategy: Strategy | None = None) -> Sequence[str]:
         """Say what stands in the repository, and what is wanting in how it is applied."""
         tree = self._tree()
         release = tree.release

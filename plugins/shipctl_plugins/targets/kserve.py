@@ -70,7 +70,7 @@ class Kserve(ClusterEngine):
     def not_enforced(cls, strategy: Strategy, options: object) -> Sequence[str]:  # noqa: ARG003
         """Name what KServe does otherwise."""
         lines = [
-            "nobody holds a lease and there is no watchdog: when shipctl is gone, the share stays where it is",
+            "there is no watchdog, and KServe heeds no lease: when shipctl is gone, the share stays where it is",
             "requests that the candidate cannot be reached for fail: there is no failover to stable",
             "how many pods a revision has is Knative's affair, and one that got no requests for long has to start",
             "the model is read by KServe's storage initializer, whose access to the store is the service account's",
@@ -107,7 +107,7 @@ class Kserve(ClusterEngine):
         verbs = ["get", "list", "watch", "create", "patch", "update", "delete"]
         return [{"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": verbs}]
 
-    def preview(self, candidate: str) -> Sequence[str]:
+    def preview(self, candidate: str, strategy: Strategy | None = None) -> Sequence[str]:
         """Say what is rolled out, and by which shares the candidate would be."""
         found, notes = self.look()
         if found is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from shipctl.errors import ShipctlError, StageError
-from shipctl.processes import own_name
 from shipctl.release.records import RecordStore
 from shipctl.release.router import Backend, RouterContext, TrafficRouter
 from shipctl.release.routers import open_router, router_class
@@ -38,6 +38,7 @@ from shipctl_plugins._kubernetes.api.opened import opened
 from shipctl_plugins._kubernetes.app import LABEL_REVISION, App, Place, short
 from shipctl_plugins._kubernetes.fencing import fence, live
 from shipctl_plugins._kubernetes.lease import ClusterLease
+from shipctl_plugins._kubernetes.leftovers import left_by
 from shipctl_plugins._kubernetes.manifests.documents import files_of
 from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of, with_store
 from shipctl_plugins._kubernetes.manifests.render import operator_role
@@ -45,6 +46,7 @@ from shipctl_plugins._kubernetes.observe import Look, Observer
 from shipctl_plugins._kubernetes.plans import Plans
 from shipctl_plugins._kubernetes.preflight import LocalPreflight, Preflighter
 from shipctl_plugins._kubernetes.records import ConfigMapRecords
+from shipctl_plugins._kubernetes.removal import taken_away
 from shipctl_plugins._kubernetes.repository import base_uri, lay_out
 from shipctl_plugins._kubernetes.shadowing import Shadowing
 from shipctl_plugins._kubernetes.state import load
@@ -149,10 +151,10 @@ class Kubernetes(Target):
         """Return the ConfigMap of this stage's releases."""
         return ConfigMapRecords(lambda: self.place, self.ctx.stage)
 
-    def preview(self, candidate: str) -> Sequence[str]:
+    def preview(self, candidate: str, strategy: Strategy | None = None) -> Sequence[str]:
         """Say what serves, what would be changed, and what becomes of weights."""
         uri = base_uri(self.options, self.ctx.store)
-        return telling.preview(self.observer, self._plans(self.place.app), candidate, uri)
+        return telling.preview(self.observer, self._plans(self.place.app), candidate, uri, strategy)
 
     def diff(self, candidate: Candidate, strategy: Strategy | None = None) -> Sequence[str]:
         """Return a unified diff of the live objects against a dry run of what would be applied."""
@@ -210,8 +212,10 @@ class Kubernetes(Target):
         if look.recalled:
             self._remember_again(look)
         seen = look.observation
-        if self.options.comparator is not None:
-            self.shadowing.follow(seen.traffic, seen.stable)
+        if self.options.comparator is not None and seen.traffic.mirror is not None:
+            ours = self.lease.kept(self._fenced) if self._fenced > 0 else nullcontext()
+            with ours:  # a pod that cannot be reached takes the API server its time
+                self.shadowing.follow(seen.traffic, seen.stable)
         return seen
 
     def _remember_again(self, look: Look) -> None:
@@ -229,6 +233,8 @@ class Kubernetes(Target):
             case Prepare():
                 wanted = _needed(candidate)
                 entry = self._entry(wanted)
+                for line in left_by(self.place, load(self.place)[0].router, self.options.router):
+                    self.ctx.log(line)  # after that nobody remembers which router was before
                 return Applied(
                     message=self.acts.prepare(
                         entry, action.surge, epoch, lambda: self._publish(wanted, epoch)
@@ -310,25 +316,9 @@ class Kubernetes(Target):
 
         :raises LockedError: if another process acts on it, such as one that drives a release
         """
-        if not objects.ours(self.place, objects.EVERYTHING):
-            return self._leave()
-        had = self.lease.read() is not None
-        holder = self.lease.own() or own_name()
-        epoch = self.lease.acquire_from_the_dead(holder, LEASE_SECONDS, self.ctx.log)
-        try:
-            with self.lease.kept(epoch):
-                found = objects.ours(self.place, objects.EVERYTHING)
-                leases = [each for each in found if each["kind"] == "Lease"]
-                lines = [
-                    *self._leave(),
-                    *objects.remove(self.place, [each for each in found if each not in leases]),
-                ]
-            self.lease.check(epoch)
-            last = objects.remove(self.place, leases)
-        finally:
-            self.lease.release(epoch)
+        lines = taken_away(self.place, self.lease, objects.EVERYTHING, self.ctx.log, self._leave)
         self._fenced = -1
-        return [*lines, *(last if had else ())]
+        return lines
 
     def _leave(self) -> list[str]:
         """Have the router remove what it has made."""

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from shipctl.errors import StageError, UnavailableError
+from shipctl.release.strategy import Strategy
 from shipctl.release.target import (
     LEASE_SECONDS,
     Action,
@@ -115,7 +116,7 @@ class Local(Target):
             case ScaleDown():
                 return Applied(message=here.scale_down(action.revision, epoch))
 
-    def preview(self, candidate: str) -> Sequence[str]:
+    def preview(self, candidate: str, strategy: Strategy | None = None) -> Sequence[str]:
         """Say what serves, and what is started beside it."""
         room = self.deployment.room()
         beside = (

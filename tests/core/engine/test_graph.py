@@ -69,6 +69,26 @@ def test_a_matrix_runs_a_stage_once_per_variant_and_those_after_it_too(project: 
     assert {"xpry", "xpsy", "xqry", "xqsy"} <= project.stored_texts()
 
 
+def test_a_variant_that_chooses_its_input_does_not_wait_for_those_of_the_others(
+    project: EngineProject,
+) -> None:
+    project.spec(
+        """
+        - {id: a, uses: make}
+        - {id: b, uses: append, needs: a}
+        - {id: wrong, uses: check, needs: b, with: {fail: true}}
+        - {id: look, uses: check, needs: [a, wrong], matrix: {at: [a, wrong]}, inputs: {thing: "${{ matrix.at }}"}}
+        - {id: best, uses: join, needs: [a, wrong, look]}
+        """
+    )
+    assert needs(project)["look[at=a]"] == ["a"]
+    assert needs(project)["look[at=wrong]"] == ["wrong", "b"]
+    run = project.apply()
+    assert run.statuses["look[at=a]"] == "done"
+    assert run.statuses["look[at=wrong]"] == "blocked"
+    assert run.statuses["best"] == "done", "a failed candidate is left out"
+
+
 def test_two_matrices_multiply(project: EngineProject) -> None:
     project.spec(
         """

@@ -129,6 +129,70 @@ def test_selection_names_candidates_by_the_stage_that_made_them(project: Project
     ]
 
 
+def test_front_and_what_was_not_tried_are_read(project: Project) -> None:
+    rows = [
+        {
+            "name": "int8",
+            "digest": MODEL.digest,
+            "x": 1.0,
+            "y": 0.0,
+            "on_front": True,
+            "chosen": True,
+            "share": 0.5,
+        },
+    ]
+    axes = {
+        "x": {
+            "metric": "latency.p95", "direction": "minimize",
+            "bounds": [{"text": "latency.p95 <= 20ms", "value": 0.02}],
+        },
+        "y": {"metric": "accuracy_drop", "direction": "minimize", "bounds": []},
+    }  # fmt: skip
+    _keep(project, report_about(MODEL.digest, candidates=[], pareto=rows, pareto_axes=axes))
+    (selection,) = build_report(project, "run-3").selections
+    assert [(item.node, item.reason) for item in selection.not_tried] == [
+        ("int4", "best takes 1 of 2 candidates")
+    ]
+    assert selection.pareto is not None
+    assert selection.pareto.x_bounds == ((0.02, "latency.p95 <= 20ms"),)
+    assert [(item.node, item.x, item.chosen, item.share) for item in selection.pareto.points] == [
+        (None, 1.0, True, 0.5)
+    ]
+
+
+@pytest.mark.parametrize(
+    "details", [{"pareto": [{"x": 1}]}, {"pareto": 3, "pareto_axes": {}}, {"pareto_axes": {"x": 1}}]
+)
+def test_details_that_mean_something_else_by_the_word_are_no_front(
+    project: Project, details: dict[str, object]
+) -> None:
+    _keep(project, report_about(MODEL.digest, candidates=[], **details))
+    assert build_report(project, "run-3").selections[0].pareto is None
+
+
+def _keep(project: Project, selection: Report) -> None:
+    """Add a run whose stage `best` made a report, and in which `int4` and `other` were skipped."""
+    result = Result(
+        fingerprint="e" * 64, uses="search", passed={}, created=1.0, seconds=1.0, peak_memory=1,
+        outputs={"report": selection.manifest()},
+    )  # fmt: skip
+    LocalStore(project.store).save_result(result)
+    with Journal(project.journal) as journal:
+        journal.begin_run(
+            RunRow(
+                "run-3", "p", "1.0.0", "spec.yaml", "apply", "ada", "forge", "c" * 64, 6.0, None, None, None
+            )
+        )
+        said = {"int4": "not tried: best takes 1 of 2 candidates", "other": "its `when` says no"}
+        for node, why in said.items():
+            journal.record_stage(
+                StageRow("run-3", node, node, "light", 1, "skipped", why, [], None, None, None, None)
+            )
+        journal.record_stage(
+            StageRow("run-3", "best", "best", "search", 1, "done", "", [], "e" * 64, 8.0, 0.0, None)
+        )
+
+
 def test_the_latest_run_is_the_default_and_a_prefix_is_enough(project: Project) -> None:
     assert build_report(project).run.id in {"run-1", "run-2"}
     with pytest.raises(SpecError, match=r"^2 runs begin with 'run': run-\d, run-\d; write more of it$"):

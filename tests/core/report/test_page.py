@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shipctl.report.data import GateLine
+from shipctl.report.data import GateLine, NotTried, Pareto, ParetoPoint
 from shipctl.report.page import details_of, latency_figures, render_page, timeline
 from shipctl.stages.verdicts import compare
-from support_report import benchmark, sample_report, stage
+from support_report import benchmark, measurement, sample_report, stage
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 
@@ -63,6 +63,41 @@ def test_page_shows_every_section() -> None:
         "Written by shipctl 0.1.0",
     ):  # fmt: skip
         assert text in words, text
+
+
+def test_a_selection_has_its_front_and_what_was_not_made() -> None:
+    selection = sample_report().selections[0]
+    points = [
+        ParetoPoint(
+            name="int8 aaaa", node="int8[method=minmax]", x=3e-5, y=0.001, on_front=True, chosen=True
+        ),
+        ParetoPoint(name="fp32 bbbb", node="onnx", x=6e-5, y=0.0, on_front=True, chosen=False, share=0.25),
+    ]
+    front = Pareto(
+        x="latency.p95", x_direction="minimize", x_bounds=((0.1, "p95 <= 100ms"),), y="accuracy_drop",
+        y_direction="minimize", y_bounds=((0.005, "drop <= 0.5%"),), points=tuple(points),
+    )  # fmt: skip
+    left_out = NotTried(node="int4", reason="best takes 2 of 3 candidates")
+    partly = selection.candidates[1].model_copy(update={"share": 0.25})
+    changed = {"pareto": front, "not_tried": (left_out,), "candidates": (selection.candidates[0], partly)}
+    page = render_page(sample_report(selections=(selection.model_copy(update=changed),)), "0.1.0")
+    words = " ".join(read(page).text)
+    for text in (
+        "latency.p95 and accuracy_drop of the candidates", "drop <= 0.5%", "2 onnx",
+        "60us, accuracy_drop 0, from 1/4 of the measurement", "Not shown, far away: p95 <= 100ms (100ms).",
+        "after 1/4", "int4 not made", "best takes 2 of 3 candidates",
+    ):  # fmt: skip
+        assert text in words, text
+
+
+def test_sensitivity_has_its_curve() -> None:
+    rows = [{"quantized": count, "accuracy": 0.99 - count / 100, "drop": count / 100} for count in range(4)]
+    shown = details_of({"curve": rows, "search": {"metric": "accuracy", "before": 0.99, "budget": 0.005}})
+    assert "budget 0.9850" in shown.curve
+    assert [table.title for table in shown.tables] == ["curve"], "and its numbers"
+    report = sample_report(measurements=(measurement("int8", "a" * 64, {"curve": rows}),))
+    assert "Accuracy by number of quantised layers" in " ".join(read(render_page(report, "0.1.0")).text)
+    assert details_of({"curve": [[1, 2], [3, 4]]}).curve == ""
 
 
 def test_the_worst_gates_come_first() -> None:

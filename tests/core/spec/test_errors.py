@@ -225,7 +225,11 @@ TABLE: list[tuple[str, list[tuple[int, int, str]]]] = [
         + STAGE,
         [
             (4, 11, "secrets may be used in a stage's 'with' only, so that they cannot show elsewhere"),
-            (4, 34, "matrix is known when a stage runs; use it in 'with', 'when' or 'inputs'"),
+            (
+                4,
+                34,
+                "matrix is known when a stage runs; use it in 'with', 'when', 'inputs' or 'resources.labels'",
+            ),
             (4, 56, "slo may not be used in vars; write the value out"),
             (4, 81, "a variable may not use all of vars; name the one that it uses"),
         ],

@@ -49,6 +49,28 @@ def test_users_stay_with_their_version_only_while_there_are_two(
     assert release.world.seen.traffic.segments == ()
 
 
+def test_a_metric_with_a_bound_counts_during_the_test(serving: Serve, start_release: StartRelease) -> None:
+    """What is neither the goal nor a guardrail has to be within its bounds, as in every strategy."""
+    serving()
+    bounded = {"name": "latency_mean", "provider": "memory", "max": 0.001}
+    release = start_release(
+        AbTest, "2.0.0", test={"goal": "error_rate"}, analysis={"provider": "memory", "metrics": [bounded]}
+    )
+    release.world.errors[STABLE] = 0.2
+    assert release.run().phase is Phase.ROLLED_BACK, release.steps[-3:]
+    assert any("latency_mean" in step.message for step in release.steps), [s.message for s in release.steps]
+
+
+def test_users_can_be_told_by_segments_alone(serving: Serve, start_release: StartRelease) -> None:
+    """For routers that cannot keep users with one version."""
+    serving()
+    segments = [{"name": "staff", "header": "x-team", "values": ["ml"], "revision": "candidate"}]
+    release = start_release(AbTest, "2.0.0", segments=segments, sticky=None)
+    release.run(until=lambda step: step.phase is Phase.ANALYSING)
+    assert release.world.seen.traffic.sticky is None
+    assert [item.revision for item in release.world.seen.traffic.segments] == [NEW]
+
+
 def test_it_needs_a_target_that_can_tell_users_from_each_other() -> None:
     assert Capability.HEADERS in AbTest.needs
 

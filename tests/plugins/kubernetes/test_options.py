@@ -168,6 +168,12 @@ def test_a_worker_keeps_the_defaults_of_what_is_not_said() -> None:
     options = KubernetesOptions.model_validate({"watchdog": {"image": "a:1", "resources": {"cpu": "1"}}})
     assert options.watchdog is not None
     assert options.watchdog.resources == {"cpu": "1", "memory": "192Mi"}
+    workers = {"comparator": {"image": "a:1", "resources": {"cpu": "1"}}, "watchdog": {"image": "a:1"}}
+    options = KubernetesOptions.model_validate(workers)
+    assert options.comparator is not None
+    assert options.comparator.resources == {"cpu": "1", "memory": "512Mi"}
+    assert options.watchdog is not None
+    assert options.watchdog.resources == {"cpu": "50m", "memory": "192Mi"}
 
 
 def test_what_the_spec_says_of_its_store_holds_in_the_cluster_unless_the_target_says_otherwise(

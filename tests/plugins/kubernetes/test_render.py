@@ -112,6 +112,23 @@ def test_pods_say_which_revision_they_are_and_which_bytes_they_serve() -> None:
     assert f"--model-repository=s3://http://minio.store:9000/models/repositories/{DIGEST}" in flags
 
 
+def test_a_deployment_tells_what_else_is_known_of_its_revision() -> None:
+    notes = {"shipctl.dev/model": "digits-cnn", "shipctl.dev/model-version": "1"}
+    assert notes.items() <= deployment()["metadata"]["annotations"].items()
+    scaled = options_of(router="service", autoscaling={"queueTime": "1ms"})
+    annotations = of_kind(everything(scaled), "Deployment")["metadata"]["annotations"]
+    assert {**notes, "shipctl.dev/autoscaled": "true"}.items() <= annotations.items()
+
+
+def test_a_comparator_has_room_for_answers_and_a_watchdog_needs_less() -> None:
+    workers = {"watchdog": {"image": "shipctl:1"}, "comparator": {"image": "shipctl:1"}}
+    objects = everything(options_of(**workers))
+    for name, memory in {"watchdog": "192Mi", "comparator": "512Mi"}.items():
+        pod = of_kind(objects, "Deployment", f"digits-cnn-{name}")["spec"]["template"]["spec"]
+        resources = pod["containers"][0]["resources"]
+        assert (resources["requests"]["memory"], resources["limits"]["memory"]) == (memory, memory)
+
+
 def test_a_version_is_a_label_whatever_is_in_it() -> None:
     options = options_of()
     workload = workload_of(options, version="1.4.0-rc.1+build." + "x" * 80)

@@ -287,6 +287,9 @@ def test_an_owner_that_is_killed_leaves_nothing_on_the_candidate(
     lease = here.lease.read()
     assert lease is not None
     assert (lease.epoch, lease.holder) == (before.epoch + 1, "watchdog")
+    assert here.observer.look().observation.rescued, "who goes on is told who has moved the traffic"
+    here.set(HALF, here.lease.acquire("another", 60))
+    assert not here.observer.look().observation.rescued
 
 
 def test_an_owner_that_wakes_up_changes_nothing(shop: Callable[[str], Shop]) -> None:

@@ -309,7 +309,10 @@ def test_the_moment_between_renaming_and_reopening_is_waited_for(ctx: MetricCont
     asked = provider(ctx)
     asked.query(CANDIDATE, NOW, NOW + 10)
     rotate(log)
-    reopened = threading.Timer(0.2, lambda: add(log, line(NOW + 2)))
+    # whole at once: a file that is there and still empty is one without requests
+    aside = log.with_name("aside")
+    add(aside, line(NOW + 2))
+    reopened = threading.Timer(0.2, lambda: aside.rename(log))
     reopened.start()
     found = asked.query(CANDIDATE, NOW, NOW + 10)
     reopened.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from shipctl.errors import ShipctlError, StageError
 from shipctl.release.router import TrafficRouter
 from shipctl.release.target import Capability, StaleEpochError
 from shipctl.release.traffic import Mirror, Segment, Sticky, Traffic
+from shipctl.stages.context import CheckContext
 from shipctl.testing.routers import RouterConformance
 from shipctl_plugins.routers.gateway_api import GatewayApi
 from support_cluster import CLUSTER
@@ -544,8 +546,9 @@ def test_only_weights_are_possible_in_a_foreign_route(cluster: Cluster, foreign:
 # -- before anything has run ---------------------------------------------------------------------------------
 
 
-def check(cluster: Cluster, **options: Any) -> None:
-    GatewayApi.check(GatewayApi.options_model.model_validate(options), None, cluster.place)  # type: ignore[arg-type]
+def check(cluster: Cluster, *traffic: Traffic, **options: Any) -> None:
+    ctx = CheckContext(project=Path(), pipeline="digits", traffic=traffic)
+    GatewayApi.check(GatewayApi.options_model.model_validate(options), ctx, cluster.place)
 
 
 def test_the_check_shows_what_is_wrong_before_anything_is_made(empty: Cluster) -> None:
@@ -557,3 +560,24 @@ def test_the_check_shows_what_is_wrong_before_anything_is_made(empty: Cluster) -
     empty.create(theirs)
     with pytest.raises(ShipctlError, match=r"HTTPRoute digits of namespace .* is not shipctl's"):
         check(empty, **GATEWAY)
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"sticky": Sticky(kind="cookie", name="door")}, "spec.rules[0].sessionPersistence"),
+        (
+            {"mirror": Mirror(percent=50, candidate=CANDIDATE)},
+            "spec.rules[0].filters[0].requestMirror.percent",
+        ),
+    ],
+)
+def test_the_check_shows_what_the_clusters_kind_does_not_know(
+    empty: Cluster, more: dict[str, Any], field: str
+) -> None:
+    """That is, in the plan, and not when the candidate is up already."""
+    check(empty, half(0), half(50, segments=(BETA,)), **GATEWAY)
+    with pytest.raises(StageError) as caught:
+        check(empty, half(0), half(5, **more), **GATEWAY)
+    assert f"the cluster's HTTPRoute has no {field}; update what brings the kind" in str(caught.value)
+    assert not empty.kube.exists("HTTPRoute", "digits", empty.app.namespace)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shipctl.errors import StageError
@@ -52,6 +52,7 @@ def test_no_other_number_of_pods_is_nearer(weight: int, beside: int, most: int) 
 
 
 @given(st.dictionaries(st.sampled_from("abcde"), st.integers(0, 500), max_size=5))
+@example({"a": 1, "b": 1, "c": 98, "d": 100})
 def test_percentages_are_whole_and_nobody_who_has_pods_has_none(pods: dict[str, int]) -> None:
     found = percentages(pods)
     total = sum(pods.values())

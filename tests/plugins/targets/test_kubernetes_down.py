@@ -15,8 +15,9 @@ from shipctl.errors import LockedError
 from shipctl.release.target import Candidate, Commit, ScaleDown, Shift, StaleEpochError
 from shipctl.release.traffic import Traffic
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH
+from shipctl_plugins._kubernetes.manifests.roles import operator_rules
 from shipctl_plugins.deploy.k8s_bluegreen import K8sBluegreen
-from support_cluster import CLUSTER, ControlPlane, Kube
+from support_cluster import CLUSTER, LIMITED, ControlPlane, Kube, user_kubeconfig
 from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, Quick, answered_by, prepared, released
 from support_kubernetes_releases import Releases, installed
 
@@ -149,6 +150,37 @@ class TestAnotherRouter:
         assert not kube.exists(kind, "shop", namespace)
         assert kube.exists(kind, "theirs", namespace)
         assert f"{kind} shop is of a router that is not in the spec any more and was deleted" in lines
+
+    def test_routes_that_nobody_lets_us_remove_are_said_to_stay(
+        self,
+        make_target: MakeTarget,
+        old: Candidate,
+        new: Candidate,
+        kube: Kube,
+        namespace: str,
+        control_plane: ControlPlane,
+        tmp_path: Path,
+    ) -> None:
+        """By the Role for the router of now, which has no routes."""
+        lines: list[str] = []
+        one = make_target(OLD, router=GATEWAY)
+        one.release(released(one, old))
+        rules = operator_rules(make_target().options, one.place.app)
+        limited = user_kubeconfig(control_plane, tmp_path, LIMITED[4], rules, namespace)
+        two = make_target(kubeconfig=str(limited), log=lines.append)
+        said = (
+            "HTTPRoute shop, which the router gateway-api of before has made, is not removed with the promotion, and "
+            f"its destinations are: we may not list and delete HTTPRoutes in namespace {namespace}; remove it, or have "
+            "these rights until then"
+        )
+        assert f"warning: {said}" in two.preview(NEW)
+        assert not any("HTTPRoute" in line for line in make_target().preview(NEW)), "it is removed"
+        epoch = released(two, new)
+        assert lines.count(said) == 1
+        assert kube.exists("HTTPRoute", "shop", namespace)
+        kube.delete("HTTPRoute", "shop", namespace)
+        two.release(epoch)
+        assert not any("HTTPRoute" in line for line in make_target(OLD).preview(OLD))
 
     def test_what_stands_still_goes_before_its_destinations(
         self, make_target: MakeTarget, old: Candidate, new: Candidate, kube: Kube, namespace: str

@@ -13,9 +13,20 @@ from shipctl.release.surge import Surge
 from shipctl.release.target import Candidate, Shift
 from shipctl.release.traffic import Traffic
 from shipctl.stages.base import Phase, Step
+from shipctl_plugins._kubernetes.state import load
 from shipctl_plugins.deploy.canary import Canary
 from support_cluster import CLUSTER, ControlPlane, Kube, wait_for
-from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, answered_by, install, prepared, released
+from support_kubernetes import (
+    GATEWAY,
+    NEW,
+    OLD,
+    MakeTarget,
+    answered_by,
+    candidate,
+    install,
+    prepared,
+    released,
+)
 from support_kubernetes_releases import Released, Releases
 
 pytestmark = [CLUSTER, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -105,6 +116,30 @@ def test_an_abort_brings_back_the_stable_revision_that_somebody_deleted(
     wait_for(lambda: release.target.observe().ready(OLD))
     assert answered_by(kube, namespace) == OLD
     assert release.target.observe().traffic == Traffic.only(OLD)
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["of now", "made before there were notes"])
+def test_what_is_known_of_a_revision_comes_back_with_the_state(
+    make_target: MakeTarget, tmp_path: Path, kube: Kube, namespace: str, *, noted: bool
+) -> None:
+    keda = {"engine": "keda", "serverAddress": "http://prometheus:9090"}
+    target = make_target(OLD, router="service", autoscaling=keda)
+    released(target, candidate(tmp_path, "1.0.0", OLD, "net", 7))
+    before, made = target.status(), load(target.place)[0]
+    if not noted:
+        notes = dict.fromkeys(["shipctl.dev/model", "shipctl.dev/model-version", "shipctl.dev/autoscaled"])
+        kube.patch("Deployment", STABLE, namespace, {"metadata": {"annotations": notes}})
+    pods = kube.get("Deployment", STABLE, namespace)["spec"]["template"]
+    kube.delete(*CONFIG, namespace)
+    target.observe()
+    (serving,), entry = target.status(), load(target.place)[0].entries[OLD]
+    assert entry.autoscaled
+    assert (serving.name, target.versions()) == (("net", {OLD: "7"}) if noted else ("digits", {OLD: "1"}))
+    if noted:
+        assert serving.model_copy(update={"since": 0.0}) == before[0].model_copy(update={"since": 0.0})
+        unknown = {"rendered": entry.rendered, "since": entry.since}
+        assert entry == made.entries[OLD].model_copy(update=unknown)
+    assert kube.get("Deployment", STABLE, namespace)["spec"]["template"] == pods
 
 
 @pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)

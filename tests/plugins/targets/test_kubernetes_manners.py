@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from shipctl.errors import StageError
 from shipctl.release.target import Candidate, Commit, Prepare, ScaleDown, Shift
 from shipctl.release.traffic import Traffic
 from shipctl_plugins._kubernetes.manifests.render import operator_role
@@ -30,6 +33,23 @@ class TestManners:
             "ClientIP",
         )
         assert found["spec"]["selector"]["shipctl.dev/revision"] == OLD[:10], "the door was moved"
+
+    def test_a_port_under_the_name_of_one_of_ours_is_said_to_be_whose_it_is(
+        self, make_target: MakeTarget, old: Candidate, kube: Kube, namespace: str
+    ) -> None:
+        target = make_target(OLD)
+        released(target, old)
+        ports = kube.get("Service", "shop", namespace)["spec"]["ports"]
+        theirs = [{**each, "port": 9000} if each["name"] == "http" else each for each in ports]
+        kube.patch("Service", "shop", namespace, {"spec": {"ports": theirs}}, manager="dashboard")
+        said = (
+            f"dashboard has changed Service shop in {namespace} (.spec.ports[port=9000].name, which is 'http'), which "
+            "shipctl manages: undo that, or write it into the spec; `kubectl get --show-managed-fields` shows who"
+        )
+        with pytest.raises(StageError) as error:
+            target.apply(Prepare(), old, target.acquire("test"))
+        assert str(error.value) == said
+        assert said in target.preview(NEW)
 
     def test_what_was_taken_out_of_the_spec_goes_with_the_promotion(
         self, make_target: MakeTarget, old: Candidate, new: Candidate, kube: Kube, namespace: str
@@ -104,13 +124,23 @@ class TestManners:
             assert not any(name.startswith("shop") for name in left), left
         assert kube.exists("ConfigMap", "mine", namespace)
 
+    @pytest.mark.parametrize("labelled", [False, True], ids=["of now", "as it was rendered at first"])
     def test_the_administrators_role_outlives_every_release_and_down(
-        self, make_target: MakeTarget, old: Candidate, new: Candidate, kube: Kube, namespace: str
+        self,
+        make_target: MakeTarget,
+        old: Candidate,
+        new: Candidate,
+        kube: Kube,
+        namespace: str,
+        *,
+        labelled: bool,
     ) -> None:
         watched = {"watchdog": {"image": "shipctl:1"}}
         target = make_target(OLD, **watched)
         app = target.place.app
         for one in operator_role(target.options, app, subjects=({"kind": "Group", "name": "ml-team"},)):
+            if labelled:
+                one["metadata"]["labels"] = app.labels
             kube.apply(one, namespace, manager="administrator")
         released(target, old)
         target = make_target()  # without the watchdog, whose accounts go once nobody runs under them

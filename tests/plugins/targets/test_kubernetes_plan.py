@@ -9,6 +9,7 @@ import pytest
 
 import support_kubernetes
 from shipctl.errors import SpecError, StageError, UnavailableError
+from shipctl.release.options import RollingOptions
 from shipctl.release.references import validated
 from shipctl.release.surge import Surge
 from shipctl.release.target import Candidate, Capability, ScaleDown, Shift
@@ -17,6 +18,7 @@ from shipctl.spec.models import StoreSpec
 from shipctl.stages.context import CheckContext
 from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions, app_of
 from shipctl_plugins._kubernetes.manifests.roles import operator_rules
+from shipctl_plugins.deploy.canary import CanaryOptions
 from shipctl_plugins.targets.kubernetes import Kubernetes
 from support_cluster import CLUSTER, LIMITED, ControlPlane, Kube, quota, user_kubeconfig, wait_for
 from support_kubernetes import GATEWAY, NEW, OLD, MakeTarget, Quick, prepared, released
@@ -69,10 +71,14 @@ class TestTelling:
         self, make_target: MakeTarget, old: Candidate
     ) -> None:
         released(make_target(OLD, ingress={"host": "old.example"}), old)
-        lines = list(make_target(ingress={"host": "new.example"}).preview(NEW))
+        steps = [{"setWeight": weight} for weight in (0, 10, 10, 33, 50)]
+        strategy = CanaryOptions.model_validate({"steps": steps}).strategy()
+        lines = list(make_target(ingress={"host": "new.example"}).preview(NEW, strategy))
         assert lines[0] == f"digits 1.0.0 (revision {OLD[:12]}) serves: 2 of 2 replicas are ready"
         assert any(line.startswith("change Ingress shop: .spec.rules") for line in lines), lines
-        assert "of 2 and 2 replicas, 5 % is 33 %, 10 % is 33 %, 25 % is 33 % of the requests" in lines
+        assert "of 2 and 2 replicas, 10 % is 33 % of the requests" in lines
+        rolling = RollingOptions().strategy()
+        assert not any(line.startswith("of ") for line in make_target().preview(NEW, rolling))
 
     def test_nothing_to_change_is_no_difference(self, make_target: MakeTarget, old: Candidate) -> None:
         target = make_target(OLD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -108,11 +109,20 @@ class AppendWorker(Append):
     isolation = "process"
 
 
-class Join(Stage[Labelled, Things, Outputs]):
+class JoinOptions(Labelled):
+    """How many."""
+
+    most: int | None = Field(default=None, description="How many things are joined at most.")
+
+
+class Join(Stage[JoinOptions, Things, Outputs]):
     """Join things with plus signs."""
 
     api_version = 1
     isolation = "inline"
+
+    def limits(self) -> Mapping[str, int]:
+        return {} if self.options.most is None else {"things": self.options.most}
 
     def run(self, inputs: Things, ctx: StageContext) -> Outputs:
         self.options.began()

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.running import display_options, watched
 from shipctl.cli.specfile import find_spec
 
@@ -15,6 +15,7 @@ from shipctl.cli.specfile import find_spec
 @click.command("abort")
 @spec_argument
 @environment_options
+@context_option
 @click.option("--stage", metavar="STAGE", help="Which release stage, where several are under way.")
 @click.option("--reason", metavar="TEXT", default="", help="Why; kept in the release's record.")
 @display_options
@@ -24,6 +25,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     stage: str | None,
     reason: str,
     display: str | None,
@@ -46,6 +48,7 @@ def command(
             stage=stage,
             environment=environment,
             overrides=overrides,
+            context=context,
         )
     record = done.record
     output.document(

@@ -44,6 +44,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     until: str | None,
     jobs: int | None,
     lock_timeout: float,
@@ -66,13 +67,16 @@ def command(
     path = find_spec(spec)
     pinned = is_plan_file(path)
     if pinned:
-        if environment or overrides or until:
-            message = f"{path} is a plan file, which pins all of that: leave out -e, --set and --until"
+        if environment or overrides or until or context is not None:
+            message = (
+                f"{path} is a plan file, which pins all of that: leave out -e, --set, --context and --until"
+            )
             raise SpecError(message)
         plan = read_plan(path)
     else:
-        plan = make_plan(path, environment=environment, overrides=overrides, until=until)
-    hint = None if pinned else what_still_works(plan.nodes, path, option_words(environment, overrides))
+        plan = make_plan(path, environment=environment, overrides=overrides, context=context, until=until)
+    words = option_words(environment, overrides, context)
+    hint = None if pinned else what_still_works(plan.nodes, path, words)
     with watched(display, events) as hooks:
         try:
             result = apply(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.specfile import find_spec
 
 DIFFERENT = 9
@@ -18,6 +18,7 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 @click.command("diff")
 @spec_argument
 @environment_options
+@context_option
 @click.option("--stage", metavar="ID", help="Only this release stage.")
 @click.option(
     "--exit-code", "told", is_flag=True, help=f"Exit with {DIFFERENT} if a release would change anything."
@@ -30,6 +31,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     stage: str | None,
     told: bool,  # noqa: FBT001
 ) -> None:
@@ -43,7 +45,7 @@ def command(
     from shipctl.engine.rendering import diff
 
     output = Output.current()
-    found = diff(find_spec(spec), stage=stage, environment=environment, overrides=overrides)
+    found = diff(find_spec(spec), stage=stage, environment=environment, overrides=overrides, context=context)
     for line in (line for item in found for line in item.lines):
         output.result(_coloured(line))
     different = any(item.lines for item in found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import DURATION
 
@@ -15,6 +15,7 @@ from shipctl.cli.types import DURATION
 @click.command("down")
 @spec_argument
 @environment_options
+@context_option
 @click.option(
     "--lock-timeout",
     metavar="DURATION",
@@ -25,7 +26,11 @@ from shipctl.cli.types import DURATION
 @json_option
 @common_options
 def command(
-    spec: Path | None, environment: str | None, overrides: tuple[str, ...], lock_timeout: float
+    spec: Path | None,
+    environment: str | None,
+    overrides: tuple[str, ...],
+    context: str | None,
+    lock_timeout: float,
 ) -> None:
     """Stop what a pipeline runs on its targets; artifacts and history stay, and `apply` starts it again."""
     from shipctl.cli.documents.runs import DownDocument
@@ -38,7 +43,12 @@ def command(
             output.say(line, dim=True)
 
     stopped = down(
-        find_spec(spec), say=say, environment=environment, overrides=overrides, lock_timeout=lock_timeout
+        find_spec(spec),
+        say=say,
+        environment=environment,
+        overrides=overrides,
+        context=context,
+        lock_timeout=lock_timeout,
     )
     for line in stopped or ["nothing runs"]:
         output.say(line)

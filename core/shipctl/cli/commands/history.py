@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option, limit_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.registering import clean
 from shipctl.cli.releasing import release_line
 from shipctl.cli.specfile import find_spec
@@ -25,6 +25,7 @@ _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 @click.command("history")
 @spec_argument
 @environment_options
+@context_option
 @limit_option("How many of each to show.")
 @click.option(
     "--audit",
@@ -43,6 +44,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     limit: int,
     audited: bool,  # noqa: FBT001
     expect_head: str | None,
@@ -83,6 +85,7 @@ def command(
             path,
             environment=environment,
             overrides=overrides,
+            context=context,
             registry=registry,
             complain=lambda problem: output.complain(clean(problem), label="warning"),
         )

@@ -38,6 +38,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     until: str | None,
     file: Path | None,
 ) -> None:
@@ -50,14 +51,14 @@ def command(
 
     output = Output.current()
     path = find_spec(spec)
-    plan = make_plan(path, environment=environment, overrides=overrides, until=until)
+    plan = make_plan(path, environment=environment, overrides=overrides, context=context, until=until)
     if file is not None:
         plan.write(file)
     ready = plan.ready()
     for line in plan_lines(ready.nodes):
         output.result(line)
     output.result(summary_line(ready.nodes))
-    hint = what_still_works(ready.nodes, path, option_words(environment, overrides))
+    hint = what_still_works(ready.nodes, path, option_words(environment, overrides, context))
     if hint:
         output.result(hint)
     if file is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
+from shipctl.cli.planning import context_option
 from shipctl.cli.running import display_options, if_running_option, lock_timeout_option, watched
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import PATH
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Override a value of the spec, such as vars.registry=…; repeatable.",
 )
+@context_option
 @lock_timeout_option
 @if_running_option
 @click.option("--retry", is_flag=True, help="Release again what was rolled back there before.")
@@ -40,6 +42,7 @@ def command(
     spec: Path | None,
     stage: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     lock_timeout: float,
     if_running: IfRunning,
     retry: bool,  # noqa: FBT001
@@ -63,6 +66,7 @@ def command(
             hooks=hooks,
             stage=stage,
             overrides=overrides,
+            context=context,
             lock_timeout=lock_timeout,
             if_running=if_running,
             say=output.say,

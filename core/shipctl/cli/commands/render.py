@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import PATH
 from shipctl.errors import SpecError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.command("render")
 @spec_argument
 @environment_options
+@context_option
 @click.option("--stage", metavar="ID", help="Only this release stage.")
 @click.option(
     "-o", "--output", "folder", metavar="DIR", type=PATH, help="Write one file per object into this folder."
@@ -36,6 +37,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     stage: str | None,
     folder: Path | None,
     *,
@@ -50,7 +52,14 @@ def command(
     from shipctl.engine.rendering import render
 
     output = Output.current()
-    found = render(find_spec(spec), stage=stage, environment=environment, overrides=overrides, rights=rights)
+    found = render(
+        find_spec(spec),
+        stage=stage,
+        environment=environment,
+        overrides=overrides,
+        context=context,
+        rights=rights,
+    )
     if folder is not None:
         count = write(found, folder)
         output.say(f"written to {folder}: {count} file{'' if count == 1 else 's'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.running import display_options, finish, if_running_option, lock_timeout_option, watched
 from shipctl.cli.specfile import find_spec
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.command("rollback")
 @spec_argument
 @environment_options
+@context_option
 @click.option(
     "--to", metavar="VERSION|REVISION", help="Which release; the one before what serves by default."
 )
@@ -32,6 +33,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     to: str | None,
     stage: str | None,
     lock_timeout: float,
@@ -56,6 +58,7 @@ def command(
             stage=stage,
             environment=environment,
             overrides=overrides,
+            context=context,
             lock_timeout=lock_timeout,
             if_running=if_running,
             say=output.say,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shipctl import __version__
+from shipctl.cli.option_words import type_words, value_words
 from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.types import PATH
 from shipctl.errors import PluginError, SpecError
@@ -51,16 +52,18 @@ def list_stages() -> None:
 
 @command.command("describe")
 @click.argument("name")
+@click.option("--markdown", is_flag=True, help="Write it as a page of documentation.")
 @json_option
 @common_options
-def describe_stage(name: str) -> None:
+def describe_stage(name: str, markdown: bool) -> None:  # noqa: FBT001
     """Show what a stage does, takes and gives, and its options."""
     from shipctl.cli.plugins import describe
+    from shipctl.cli.stage_page import stage_page
     from shipctl.stages.registry import Registry
 
     output = Output.current()
     document = describe(Registry(), name)
-    output.result(_description(document))
+    output.result(stage_page(document) if markdown else _description(document))
     output.document(document)
 
 
@@ -162,40 +165,10 @@ def _options(schema: dict[str, Any]) -> list[str]:
     required = set(schema.get("required", ()))
     lines = []
     for name, option in schema.get("properties", {}).items():
-        default = "required" if name in required else f"default {_plain(option.get('default'))}"
-        lines.append(f"  {click.style(name, bold=True)}: {_type(option, schema.get('$defs', {}))}, {default}")
+        default = "required" if name in required else f"default {value_words(option.get('default'))}"
+        lines.append(
+            f"  {click.style(name, bold=True)}: {type_words(option, schema.get('$defs', {}))}, {default}"
+        )
         if option.get("description"):
             lines.append(f"      {option['description']}")
     return lines
-
-
-def _plain(value: Any) -> str:
-    import json
-
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _type(option: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Return the type of an option as a person says it: `integer`, `minmax | entropy`, `list of number`."""
-    if "$ref" in option:
-        return _type(definitions.get(option["$ref"].rpartition("/")[2], {}), definitions)
-    if "enum" in option:
-        return " | ".join(map(str, option["enum"]))
-    if "const" in option:
-        return str(option["const"])
-    for key in ("anyOf", "oneOf", "allOf"):
-        if key in option:
-            parts = [_type(part, definitions) for part in option[key] if part.get("type") != "null"]
-            return " or ".join(dict.fromkeys(parts))
-    kind = option.get("type", "any")
-    if kind == "array":
-        items: dict[str, Any] = option.get("items") or next(iter(option.get("prefixItems", ())), {})
-        return f"list of {_type(items, definitions)}"
-    if kind == "object":
-        values = option.get("additionalProperties")
-        return (
-            f"map to {_type(values, definitions)}"
-            if isinstance(values, dict)
-            else str(option.get("title", "map"))
-        )
-    return str(kind)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.releasing import details_of, endpoints_of, release_line
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import DURATION
@@ -26,6 +26,7 @@ _SHORTEST = 0.1
 @click.command("status")
 @spec_argument
 @environment_options
+@context_option
 @click.option(
     "--watch", "watched", is_flag=True, help="Go on showing it until the release that is under way ends."
 )
@@ -43,6 +44,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     watched: bool,  # noqa: FBT001
     interval: float,
 ) -> None:
@@ -55,7 +57,7 @@ def command(
     from shipctl.engine.operations import looking
 
     output = Output.current()
-    look = looking(find_spec(spec), environment=environment, overrides=overrides)
+    look = looking(find_spec(spec), environment=environment, overrides=overrides, context=context)
     if watched:
         from shipctl.cli.watching import watch
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options
+from shipctl.cli.planning import context_option, environment_options
 from shipctl.cli.specfile import find_spec
 from shipctl.cli.types import PATH
 from shipctl.errors import ShipctlError
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 @click.command("validate")
 @click.argument("specs", metavar="[SPEC]...", nargs=-1, type=PATH)
 @environment_options
+@context_option
 @json_option
 @common_options
-def command(specs: tuple[Path, ...], environment: str | None, overrides: tuple[str, ...]) -> None:
+def command(
+    specs: tuple[Path, ...], environment: str | None, overrides: tuple[str, ...], context: str | None
+) -> None:
     """Check specs: form, stages, options, edges and files.
 
     Every problem comes with file, line and column; problems are looked for in all specs before the command
@@ -36,7 +39,7 @@ def command(specs: tuple[Path, ...], environment: str | None, overrides: tuple[s
     wrong: dict[Path, ShipctlError] = {}
     for path in found:
         try:
-            prepare(path, environment=environment, overrides=overrides)
+            prepare(path, environment=environment, overrides=overrides, context=context)
         except ShipctlError as exc:
             wrong[path] = exc
             click.echo(str(exc), err=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from shipctl.cli.output import Output, common_options, json_option
-from shipctl.cli.planning import environment_options, spec_argument
+from shipctl.cli.planning import context_option, environment_options, spec_argument
 from shipctl.cli.registering import clean
 from shipctl.cli.running import display_options, lock_timeout_option, watched
 from shipctl.cli.specfile import find_spec
@@ -19,6 +19,7 @@ from shipctl.errors import SpecError
 @click.command("watch")
 @spec_argument
 @environment_options
+@context_option
 @click.option("--stage", metavar="STAGE", help="Only this release stage.")
 @click.option(
     "--listen",
@@ -45,6 +46,7 @@ def command(
     spec: Path | None,
     environment: str | None,
     overrides: tuple[str, ...],
+    context: str | None,
     stage: str | None,
     listen: str | None,
     seconds: float | None,
@@ -77,6 +79,7 @@ def command(
             stage=stage,
             environment=environment,
             overrides=overrides,
+            context=context,
             lock_timeout=lock_timeout,
             listen=ear,
         )

@@ -12,14 +12,14 @@ users in each part, a user's mean has to be the value that is tested.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import Field
 
 from shipctl.records import Record
 from shipctl.release.analysis.blocks import BLOCK_SECONDS, MIN_BLOCKS, cut, pieces
-from shipctl.release.analysis.judge import faults_of
+from shipctl.release.analysis.judge import bounded, faults_of
 from shipctl.release.analysis.state import AnalysisState, extended
 from shipctl.release.analysis.text import percent, points
 from shipctl.release.analysis.values import Effect
@@ -81,13 +81,15 @@ def judge_ab(
     stable: Mapping[str, Samples],
     candidate: Mapping[str, Samples],
     values: Mapping[str, Values] | None = None,
+    extra: Sequence[tuple[Metric, Samples | None]] = (),
     analysis: AnalysisOptions | None = None,
     block: float = BLOCK_SECONDS,
 ) -> tuple[AbState, Measurement]:
     """Judge one more window of an A/B test; return what to remember, and what came of it.
 
     ``stable`` and ``candidate`` have samples by segment, :data:`OVERALL` for all requests. ``values`` are further
-    metrics by name: the goal if it is one of them, the rest guardrails. ``analysis`` has the tolerances of guardrails.
+    metrics by name: the goal if it is one of them, the rest guardrails. ``extra`` has the candidate's number of each
+    metric that is neither, which has to be within its bounds. ``analysis`` has the tolerances of guardrails.
 
     The goal passes when it is better, or no different by an effect that matters; it fails when it is worse; else it is
     inconclusive. The test is over once the goal is decided and nothing else is in the way. Errors and slow requests,
@@ -109,6 +111,7 @@ def judge_ab(
     verdicts.append(verdict)
     verdicts += _segments(options, state, values, segments, alpha)
     verdicts += _guardrails(options, state, values, analysis, alpha)
+    verdicts += [verdict for metric, samples in extra for verdict in bounded(metric, samples)]
     outcome = worst(verdict.outcome for verdict in verdicts)
     limit = float(options.minimumEffect)
     over = goal is not None and goal.enough and (goal.lower > 0 or goal.upper < 0 or _within(goal, limit))

@@ -64,7 +64,7 @@ def judge(
         verdicts.append(_errors(options, state, alpha, MIN_BLOCKS if fine else MIN_WINDOWS))
         verdicts += _slow(options, slo, state, candidate, compared, alpha)
     for metric, samples in extra:
-        verdicts += _extra(metric, samples)
+        verdicts += bounded(metric, samples)
     outcome = worst(verdict.outcome for verdict in verdicts)
     reasons = [verdict.message for verdict in verdicts if verdict.outcome is outcome]
     return state, Measurement(
@@ -329,8 +329,8 @@ def _between(bounds: Bounds) -> str:
     return f"between {points(least)} and {points(upper)}"
 
 
-def _extra(metric: Metric, samples: Samples | None) -> list[Verdict]:
-    """Judge a further metric's single number."""
+def bounded(metric: Metric, samples: Samples | None) -> list[Verdict]:
+    """Judge a further metric's single number by its bounds; ``samples`` is None where it could not be asked."""
     if samples is None:
         message = f"{metric.name} is missing: its provider could not be asked"
         return [Verdict(gate=metric.name, outcome=Outcome.ERROR, message=message, metric=metric.name)]

@@ -249,14 +249,17 @@ class Cluster(Calls):
         """Whether the cluster serves a kind in this version."""
         return kind in self._kinds.served(api_version)
 
-    def allowed(self, verb: str, api_version: str, kind: str, subresource: str = "") -> bool:
-        """Whether we may do this with all objects of a kind in the namespace (a SelfSubjectAccessReview)."""
+    def allowed(
+        self, verb: str, api_version: str, kind: str, subresource: str = "", *, name: str = ""
+    ) -> bool:
+        """Whether we may do this with all objects of a kind here, or with one of them (a SelfSubjectAccessReview)."""
         known = self._kinds.find(api_version, kind)
         attributes = {
             "verb": verb,
             "group": known.group,
             "resource": known.plural,
             "subresource": subresource,
+            "name": name,
         }
         if known.namespaced:
             attributes["namespace"] = self.namespace

@@ -29,6 +29,7 @@ from shipctl_plugins._kubernetes.manifests.fields import (
 )
 from shipctl_plugins._kubernetes.manifests.parts import (
     AutoscalingOptions,
+    ComparatorOptions,
     DisruptionOptions,
     IngressOptions,
     MonitoringOptions,
@@ -166,7 +167,7 @@ class KubernetesOptions(Access, TargetOptions):
         default=None,
         description="Runs in the cluster, and puts traffic back when who releases is gone; needs an image.",
     )
-    comparator: WorkerOptions | None = Field(
+    comparator: ComparatorOptions | None = Field(
         default=None,
         description="Runs in the cluster, and compares the answers to copies of requests; needs an image.",
     )

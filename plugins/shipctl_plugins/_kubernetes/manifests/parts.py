@@ -264,5 +264,14 @@ class WorkerOptions(Record):
     @classmethod
     def _with_defaults(cls, given: Any) -> Any:
         if isinstance(given, dict) and isinstance(given.get("resources"), dict):
-            return {**given, "resources": {"cpu": "50m", "memory": "192Mi", **given["resources"]}}
+            usual = cls.model_fields["resources"].default
+            return {**given, "resources": {**usual, **given["resources"]}}
         return given
+
+
+class ComparatorOptions(WorkerOptions):
+    """The comparator, which holds requests and both answers to each until it has compared them."""
+
+    resources: dict[Literal["cpu", "memory"], Quantity] = Field(
+        default={"cpu": "50m", "memory": "512Mi"}, description="What it takes; memory is limited to that."
+    )

@@ -64,10 +64,11 @@ def revision_objects(
     metadata = _metadata(app, app.of(revision), **server.labels(workload))
     metadata["annotations"] = server.identity(workload)
     selector = app.pods_of(revision)
+    notes = {**metadata["annotations"], **server.remembered(options, workload)}
     objects = [
         templates.one(
             "deployment",
-            metadata,
+            {**metadata, "annotations": notes},
             options=options,
             replicas=None if options.autoscaling else replicas,
             selector=selector,
@@ -166,7 +167,7 @@ def operator_role(
     have the labels of :attr:`App.selector`, by which what is not rendered any more is found and deleted.
     """
     templates = _templates(options, base)
-    metadata = _metadata(app, f"{app.name}-operator")
+    metadata = _metadata(app, app.operator)
     metadata["labels"] = {key: value for key, value in app.labels.items() if key not in app.selector}
     objects = [templates.one("role", metadata, rules=[*operator_rules(options, app), *further])]
     if subjects:

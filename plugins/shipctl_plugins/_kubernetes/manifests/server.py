@@ -7,7 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from shipctl_plugins._kubernetes.app import ANNOTATION_REPOSITORY, ANNOTATION_REVISION, App
+from shipctl_plugins._kubernetes.app import (
+    ANNOTATION_AUTOSCALED,
+    ANNOTATION_MODEL,
+    ANNOTATION_NUMBER,
+    ANNOTATION_REPOSITORY,
+    ANNOTATION_REVISION,
+    App,
+)
 from shipctl_plugins._kubernetes.manifests.options import KubernetesOptions
 
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
@@ -31,6 +38,8 @@ class Workload:
     """URI from which Triton reads it, with the digest in it: what lies there never changes."""
     digest: str
     """Digest of the repository artifact."""
+    number: int = 1
+    """Triton's number of the version that is in the repository."""
 
 
 def labels(workload: Workload) -> dict[str, str]:
@@ -46,6 +55,12 @@ def labels(workload: Workload) -> dict[str, str]:
 def identity(workload: Workload) -> dict[str, str]:
     """Return which revision it is, with all digits."""
     return {ANNOTATION_REVISION: workload.revision, ANNOTATION_REPOSITORY: workload.digest}
+
+
+def remembered(options: KubernetesOptions, workload: Workload) -> dict[str, str]:
+    """Return what else is known of a revision, for its Deployment and not for its pods, which stay as they are."""
+    found = {ANNOTATION_MODEL: workload.model, ANNOTATION_NUMBER: str(workload.number)}
+    return {**found, ANNOTATION_AUTOSCALED: "true"} if options.autoscaling else found
 
 
 def args(options: KubernetesOptions, workload: Workload) -> list[str]:

@@ -204,5 +204,6 @@ def refused(traffic: Traffic) -> str | None:
         return None
     return (
         f"the Gateway API cannot keep requests with one revision by the header {sticky.name}; let `sticky` name a "
-        "cookie that the gateway may set itself ({kind: cookie, name: …}), or tell users apart by segments"
+        "cookie that the gateway may set itself ({kind: cookie, name: …}), or write `sticky: null`, and tell users "
+        "apart by segments"
     )

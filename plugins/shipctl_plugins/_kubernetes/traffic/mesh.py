@@ -103,5 +103,6 @@ def refused(traffic: Traffic) -> str | None:
         return None
     return (
         f"Istio cannot keep requests with one revision by the {traffic.sticky.kind} {traffic.sticky.name}: its weights "
-        "are drawn for each request anew; tell users apart by segments, or choose the router gateway-api with a cookie"
+        "are drawn for each request anew; write `sticky: null`, and tell users apart by segments, or choose the router "
+        "gateway-api with a cookie"
     )

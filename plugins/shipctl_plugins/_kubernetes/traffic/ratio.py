@@ -24,7 +24,8 @@ def percentages(pods: Mapping[str, int]) -> dict[str, int]:
     found = {name: max(1, int(share)) for name, share in exact.items()}
     while sum(found.values()) != WHOLE:
         step = 1 if sum(found.values()) < WHOLE else -1
-        name = max(found, key=lambda one: (step * (exact[one] - found[one]), found[one]))
+        able = [one for one in found if step > 0 or found[one] > 1] or list(found)
+        name = max(able, key=lambda one: (step * (exact[one] - found[one]), found[one]))
         found[name] += step
     return found
 

@@ -107,6 +107,14 @@ class OwnRoute(Way):
         if self.find() is not None:
             self.place.cluster.apply({**manifest, "spec": {}}, force=True, dry_run=True)
 
+    def try_out(self, asked: Asked) -> None:
+        """Look whether the cluster's kind has all the fields that take it to say that.
+
+        :raises StageError: if not
+        """
+        if not _plain(asked.traffic):
+            self._understood(self._manifests(asked))
+
     def weights(self, found: Json) -> list[dict[str, int]]:
         """Return the weights of each rule that tells no requests apart."""
         rules = (found.get("spec") or {}).get(self.dialect.rules) or ()
@@ -145,16 +153,16 @@ class OwnRoute(Way):
     def write(self, found: Json | None, asked: Asked, notes: dict[str, str | None]) -> None:
         """Have it be what is asked."""
         manifest = self.manifest(asked)
-        if asked.traffic != Traffic(weights=asked.traffic.weights, fallback=asked.traffic.fallback):
+        if not _plain(asked.traffic):
             # a condition that gets lost would let every request through
             manifest = self._understood(self._manifests(asked))
         if found is None:
-            manifest["metadata"]["annotations"] = notes
+            manifest["metadata"]["annotations"] = _written(notes)
             self.place.cluster.create(manifest)
             return
         metadata = found["metadata"]
         labels = {**(metadata.get("labels") or {}), **manifest["metadata"]["labels"]}
-        annotations = {**notes_of(found), **notes}
+        annotations = _written({**notes_of(found), **notes})
         new = {**found, "metadata": {**metadata, "labels": labels, "annotations": annotations}}
         self.place.cluster.replace({**new, "spec": manifest["spec"]})
 
@@ -197,3 +205,12 @@ class OwnRoute(Way):
             raise StageError(
                 f"{self} cannot be made so: the cluster's {self.ref.kind} has no {lost}; {advice}"
             )
+
+
+def _written(notes: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: text for name, text in notes.items() if text is not None}
+
+
+def _plain(traffic: Traffic) -> bool:
+    """Whether it is weights and nothing else, which every version of an API knows."""
+    return traffic == Traffic(weights=traffic.weights, fallback=traffic.fallback)

@@ -13,12 +13,14 @@ from pydantic import Field
 from shipctl.errors import StageError
 from shipctl.records import digest_of
 from shipctl.release.course import same
+from shipctl.release.lease import WATCHDOG
 from shipctl.release.router import Backend, Routed, RouterContext, TrafficRouter
 from shipctl.release.target import Capability
 from shipctl.release.traffic import Segment, Traffic
 from shipctl_plugins._kubernetes.api.errors import ConflictError
 from shipctl_plugins._kubernetes.app import (
     ANNOTATION_EPOCH,
+    ANNOTATION_MOVED_BY,
     ANNOTATION_REVISION,
     ANNOTATION_SHIFTED,
     ANNOTATION_TRAFFIC,
@@ -57,10 +59,14 @@ class ClusterRouted(Routed):
         description="The distribution that the effective one is a rounding of, once it is in effect; None where the "
         "effective one is what was asked for.",
     )
+    rescued: bool = Field(default=False, description="Whether a watchdog has put the traffic where it is.")
 
 
 class ClusterRouter(TrafficRouter):
     """A router whose table is objects of the cluster. Each of them is written in turn, the first one first."""
+
+    moved_by: str | None = None
+    """Who moves the traffic, where it is nobody who releases."""
 
     @property
     def place(self) -> Place:
@@ -89,8 +95,8 @@ class ClusterRouter(TrafficRouter):
         return []
 
     @classmethod
-    def check(cls, options: Any, ctx: CheckContext, access: Any = None) -> None:  # noqa: ARG003  (as in the contract)
-        """Look whether the cluster has what it stands on, and whether we may use it.
+    def check(cls, options: Any, ctx: CheckContext, access: Any = None) -> None:
+        """Look whether the cluster has what it stands on, and whether we may use it, for all that is to come.
 
         :raises ShipctlError: if not
         """
@@ -98,6 +104,8 @@ class ClusterRouter(TrafficRouter):
             router = cls(options, RouterContext(name=access.app.name, access=access))
             for way in router.ways:
                 way.check()
+                for traffic in ctx.traffic:
+                    way.try_out(Asked(traffic=traffic))
 
     # -- to be said by each ----------------------------------------------------------------------------------
 
@@ -152,7 +160,10 @@ class ClusterRouter(TrafficRouter):
         )
         since = max((one for one in times if one is not None), default=None) if settled else None
         backends = asked.backends if asked is not None else self._backends(traffic)
-        return ClusterRouted(traffic=traffic, backends=backends, since=since, etag=self.etag(found))
+        rescued = settled and any(notes_of(one).get(ANNOTATION_MOVED_BY) == WATCHDOG for one in found)
+        return ClusterRouted(
+            traffic=traffic, backends=backends, since=since, etag=self.etag(found), rescued=rescued
+        )
 
     def _traffic(self, way: Way, found: Json | None, asked: Asked | None) -> list[Traffic]:
         """Return the distributions of one object: several if it routes several kinds of requests, and differently."""
@@ -269,6 +280,7 @@ class ClusterRouter(TrafficRouter):
         return {
             ANNOTATION_TRAFFIC: asked.model_dump_json(exclude_defaults=True),
             ANNOTATION_EPOCH: str(epoch),
+            ANNOTATION_MOVED_BY: self.moved_by,
             ANNOTATION_SHIFTED: None if begun else f"{self.ctx.now():.3f}",
         }
 

@@ -81,6 +81,12 @@ class Way(ABC):
         """
         own_or_absent(self, self.find())
 
+    def try_out(self, asked: Asked) -> None:  # noqa: B027  (most say in `refuses` what they cannot do)
+        """Look, without doing it, whether the cluster would have it say what is to be asked.
+
+        :raises ShipctlError: if not
+        """
+
     @abstractmethod
     def weights(self, found: Json) -> list[dict[str, int]]:
         """Return how the live object weighs Services (by name), once for each kind of requests that it routes."""

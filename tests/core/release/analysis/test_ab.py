@@ -142,6 +142,22 @@ def test_a_metric_can_be_a_guardrail() -> None:
     assert looks[-1].outcome is FAIL
 
 
+@pytest.mark.parametrize(("value", "outcome"), [(0.04, PASS), (0.06, FAIL), (None, INCONCLUSIVE)])
+def test_a_metric_that_is_neither_goal_nor_guardrail_has_to_be_within_its_bounds(
+    value: float | None, outcome: Outcome
+) -> None:
+    metric = Metric(name="latency_mean", provider="prometheus", max=0.05)
+    _, look = judge_ab(
+        AbOptions(goal="latency"),
+        AbState(),
+        stable={"all": samples("stable", durations=usual(300))},
+        candidate={"all": samples(durations=usual(300))},
+        extra=[(metric, samples(value=value))],
+    )
+    assert outcomes(look)["latency_mean"] is outcome
+    assert (look.outcome is FAIL) is (outcome is FAIL)
+
+
 def test_a_segment_for_which_it_is_worse_does_not_disappear_in_the_whole() -> None:
     looks = run(AbOptions(goal="latency"), segments={"mobile": 1.25, "web": 0.4, "api": 0.4}, windows=30)
     assert outcomes(looks[-1])["goal latency, segment mobile"] is INCONCLUSIVE
