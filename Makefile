@@ -10,6 +10,9 @@ VENV ?= .venv
 SPEC ?= specs/digits.yaml
 # What is installed. Without torch (`EXTRAS=cpu,optimize,triton,s3,evidence`) its stages say so, and its tests are skipped.
 EXTRAS ?= cpu,torch,optimize,triton,s3,evidence,mlflow,kubernetes,kubernetes-lint
+# What tests take besides, so that nothing is skipped that can run: what only some stages need, and only with torch.
+TEST_EXTRAS ?= $(if $(findstring torch,$(EXTRAS)),huggingface$(comma)images$(comma)modelopt$(comma)sklearn$(comma)tensorflow$(comma)tensorrt-rtx)
+comma := ,
 # The first interpreter that really runs and can make environments: version managers put shims on PATH for versions
 # that are not installed, and Debian splits off the modules that venv needs.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -71,7 +74,8 @@ endif
 	@echo '$(EXTRAS)' > $@
 
 $(DEVELOPMENT): $(RUNTIME)
-	$(PIP) install --quiet --constraint constraints.txt --group dev
+	$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable '.[$(EXTRAS)$(if $(TEST_EXTRAS),$(comma)$(TEST_EXTRAS))]' --group dev
 	@touch $@
 
 .PHONY: test
@@ -104,10 +108,19 @@ format: $(DEVELOPMENT) ## Format the code, and repair what ruff can.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+.PHONY: docs
+docs: $(DEVELOPMENT) ## Write the pages of docs/stages from the stages themselves.
+	$(BIN)/python docs/make_stages.py
+
 .PHONY: bench
 bench: $(DEVELOPMENT) ## Measure the engine's own cost and shipctl's start, beside its peers.
 	$(BIN)/python benchmarks/startup.py $(ARGS)
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+.PHONY: bench-optimise
+bench-optimise: $(DEVELOPMENT) ## Find the best variant of two models beside Olive, and write the table of docs/variants.md.
+	$(BIN)/python benchmarks/optimise.py $(ARGS)
+	$(BIN)/python benchmarks/optimise.py --table docs/variants.md
 
 .PHONY: bench-release
 bench-release: $(DEVELOPMENT) ## Measure what the door adds, how sure the analysis is, and releases while something breaks.

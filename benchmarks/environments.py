@@ -19,6 +19,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 DEFAULT_FOLDER = ROOT / ".cache" / "benchmarks"
 PEERS = {"doit": "doit==0.37.0", "snakemake": "snakemake==9.27.1", "dvc": "dvc==3.67.1"}
 STORE_PEERS = {"awscli": "awscli==1.46.2"}
+# 0.12 and 0.13 cannot serialise a metric of one's own, which MiniLM needs; requests is what Olive forgets to ask for.
+OLIVE = ("torch==2.13.0", "olive-ai==0.11.0", "onnx==1.23.2", "onnxruntime==1.31.1", "requests", "psutil")
 _TIMEOUT = 900.0
 
 
@@ -48,6 +50,11 @@ def peer(folder: Path, name: str) -> Environment:
     """Return the environment of one of ``PEERS`` or ``STORE_PEERS``."""
     wanted = (PEERS | STORE_PEERS)[name]
     return _environment(folder, name, hashlib.sha256(wanted.encode()).hexdigest(), [wanted])
+
+
+def olive(folder: Path) -> Environment:
+    """Return the environment of Olive, with the ONNX Runtime that shipctl has."""
+    return _environment(folder, "olive-ai", hashlib.sha256(" ".join(OLIVE).encode()).hexdigest(), list(OLIVE))
 
 
 def installed(folder: Path, wanted: Sequence[str]) -> tuple[dict[str, Environment], dict[str, str]]:

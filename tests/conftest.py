@@ -25,6 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONGEST = (
+    "test_models.py",
+    "test_large_model.py",
+    "test_stage_examples.py",
+    "test_tf2onnx.py",
+    "test_modelopt_quantize.py",
     "test_releases.py",
     "test_digits_published.py",
     "test_local_conformance.py",

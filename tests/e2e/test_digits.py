@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from support_models import write_bad_version, write_second_version
+from support_specs import copy_specs
 
 pytestmark = [
     pytest.mark.triton,
@@ -94,7 +94,7 @@ def golden() -> dict[str, np.ndarray[Any, Any]]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     root = tmp_path_factory.mktemp("digits")
-    shutil.copytree(SPECS, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".shipctl", "__pycache__"))
+    copy_specs(root)
     made = Project(root)
     yield made
     made.shipctl("down", "digits.yaml")

@@ -19,6 +19,7 @@ from shipctl_plugins._triton.environment import ensure_server_environment
 from shipctl_plugins._triton.server import TritonServer
 from support_models import write_second_version
 from support_s3 import S3Server, use
+from support_specs import copy_specs
 
 pytestmark = [
     pytest.mark.triton,
@@ -73,9 +74,7 @@ def runner(tmp_path: Path, rgw: S3Server, bucket: str) -> Iterator[Callable[[str
 
     def make(name: str) -> Runner:
         root = tmp_path / name
-        shutil.copytree(
-            SPECS, root / "specs", ignore=shutil.ignore_patterns(".shipctl", "__pycache__", "keys")
-        )
+        copy_specs(root / "specs", "keys")
         (root / ".git").mkdir()
         (root / "shipctl-policy.yaml").write_text(POLICY)
         environ = {

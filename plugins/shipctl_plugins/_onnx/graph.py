@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shipctl.errors import StageError
 from shipctl.signature import Signature, TensorSpec
+from shipctl.stages.artifacts import OnnxModel
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -35,6 +36,30 @@ def load_model(path: Path, *, external: bool = True) -> ModelProto:
             if is_external(tensor):
                 _attach(tensor, path.parent)
     return model
+
+
+def load_source(model: OnnxModel) -> ModelProto:
+    """Read the graph of ``model``, and see that its inputs and outputs are those of the signature.
+
+    Dimensions that the graph leaves open may be declared as numbers.
+
+    :raises StageError: if it is no ONNX model, or not as the signature says
+    """
+    loaded = load_model(model.path)
+    require_signature(loaded, model.signature)
+    return loaded
+
+
+def require_signature(model: ModelProto, signature: Signature) -> None:
+    """See that a graph that a stage is given has the inputs and outputs of its signature.
+
+    :raises StageError: where it has not
+    """
+    if wrong := graph_differences(model, signature, open_inputs=True):
+        message = (
+            f"the graph is not what `model` says: {'; '.join(wrong)}; correct `inputs` and `outputs` there"
+        )
+        raise StageError(message)
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -174,15 +199,15 @@ def opset_of(model: ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
 
 
-def graph_differences(model: ModelProto, signature: Signature) -> list[str]:
+def graph_differences(model: ModelProto, signature: Signature, *, open_inputs: bool = False) -> list[str]:
     """Say, a line each, where the graph's inputs and outputs are not as ``signature`` says.
 
     An output dimension that the graph leaves open may be declared as a number: shape inference does not
-    know every one, and running the model shows it.
+    know every one, and running the model shows it. With ``open_inputs``, one of an input may be, too.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    found = _side("input", inputs, signature.inputs, open_ok=False)
+    found = _side("input", inputs, signature.inputs, open_ok=open_inputs)
     return found + _side("output", list(model.graph.output), signature.outputs, open_ok=True)
 
 
@@ -197,6 +222,8 @@ def _side(
         dtype, shape = _type_of(value)
         if dtype != spec.dtype:
             found.append(f"{side} {spec.name!r} is {dtype}, declared is {spec.dtype}")
+        if not value.type.tensor_type.HasField("shape"):
+            continue
         if len(shape) != len(spec.shape):
             found.append(
                 f"{side} {spec.name!r} has {len(shape)} dimensions {_show(shape)}, declared is {spec}"
@@ -230,12 +257,14 @@ def _type_of(value: ValueInfoProto) -> tuple[str, list[int | str]]:
 
 
 def declare(model: ModelProto, signature: Signature) -> None:
-    """Write the dimensions of ``signature`` into the graph's inputs and outputs, which have its names and ranks."""
+    """Write the dimensions of ``signature`` into the graph's inputs and outputs, which have its names."""
     specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
     for value in (*model.graph.input, *model.graph.output):
         if value.name in specs:
-            for dim, size in zip(value.type.tensor_type.shape.dim, specs[value.name].shape, strict=True):
-                dim.Clear()
+            shape = value.type.tensor_type.shape
+            shape.ClearField("dim")
+            for size in specs[value.name].shape:
+                dim = shape.dim.add()
                 if isinstance(size, int):
                     dim.dim_value = size
                 else:

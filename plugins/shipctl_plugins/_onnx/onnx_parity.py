@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shipctl.stages.artifacts import Dataset, OnnxModel
 from shipctl.stages.context import StageContext
-from shipctl_plugins._onnx import arrays
+from shipctl_plugins._onnx.cases import parity_cases
 from shipctl_plugins._onnx.graph import MODEL_FILE
 from shipctl_plugins._onnx.parity import ExactParityOptions, Parity
 from shipctl_plugins._onnx.session import open_session, run_session
@@ -26,12 +26,6 @@ def compare_models(
     old = open_session(before.path, threads=ctx.threads)
     new = open_session(after / MODEL_FILE, threads=ctx.threads)
     measured = Parity()
-    for batch in arrays.batch_sizes(before.signature, options.batches):
-        feed = arrays.random_inputs(before.signature, batch, ctx.seed + 1, options.dimensions)
-        measured.add(f"random inputs, batch {batch}", run_session(old, feed), run_session(new, feed))
-    if calibration is not None:
-        for case, feed in arrays.sample_batches(
-            calibration, before.signature, options.samples, max(options.batches)
-        ):
-            measured.add(case, run_session(old, feed), run_session(new, feed))
+    for case, feed in parity_cases(before.signature, calibration, options, ctx.seed):
+        measured.add(case, run_session(old, feed), run_session(new, feed))
     return measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 METRICS = ("parity.max_abs_error", "parity.max_rel_error", "parity.cosine", "parity.top1")
-"""What every parity report has; `parity.top1` only where an output has classes in its last dimension."""
+"""What every parity report has; `parity.top1` only where an output has classes in its last dimension, or is one."""
+
+_TEXTS = "OUS"
+"""What numpy calls the kinds of texts."""
+Size = Annotated[int, Field(ge=1)]
+"""Of a dimension."""
 
 
 class ParityOptions(StageOptions):
@@ -54,12 +59,12 @@ class ExactParityOptions(ParityOptions):
         0.99, ge=0, le=1, description="Smallest fraction of samples whose largest output stays the same."
     )
 
-    batches: tuple[int, ...] = Field(
+    batches: tuple[Size, ...] = Field(
         default=(1, 3, 16),
         min_length=1,
         description="Batch sizes of the random inputs, if the model's batch varies.",
     )
-    dimensions: dict[str, int] = Field(
+    dimensions: dict[str, Size] = Field(
         default_factory=dict,
         description="Sizes in random inputs of the varying dimensions other than the batch; 8 if not named.",
     )
@@ -72,16 +77,21 @@ class Parity:
     - ``parity.max_abs_error``: max ``|a - b|``
     - ``parity.max_rel_error``: max over outputs and runs of ``max |a - b| / max |a|`` (normwise, because an
       element near zero says nothing by its own ratio)
-    - ``parity.cosine``: min over samples of ``a·b / (‖a‖ ‖b‖)``
+    - ``parity.cosine``: min over samples of ``a·b / (‖a‖ ‖b‖)``; where a sample is one number, whose direction
+      is only its sign, ``1 - ‖a - b‖² / 2‖a‖²`` over all samples, which for vectors of the same length is the same
     - ``parity.top1``: fraction of samples with the same argmax over the last dimension, of the worst output
 
     where a is the model before and b the one after. Equal infinities count as equal; a NaN on either side
     makes every metric NaN, which no bound lets pass.
+
+    One integer or truth value a sample is a class, and texts are. They count for ``parity.top1`` and, where any
+    error is too much, for ``parity.max_abs_error`` (0 or 1 for texts); there are no ratios and angles between them.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._top1: dict[str, list[int]] = {}
+        self._singles: dict[str, list[float]] = {}
 
     def add(self, case: str, before: Mapping[str, Array], after: Mapping[str, Array]) -> None:
         """Compare the outputs (same names and shapes) of one run; ``case`` names it in the report."""
@@ -90,14 +100,32 @@ class Parity:
         for name, a in before.items():
             b = after[name]
             row = {"case": case, "output": name, "samples": len(a) if a.ndim else 1}
-            row |= _errors(a.astype(np.float64), b.astype(np.float64))
-            if a.ndim > 1 and a.shape[-1] > 1 and a.dtype.kind == "f" and a.shape == b.shape:
-                same = a.argmax(-1) == b.argmax(-1)
+            same = _same_class(a, b)
+            if a.dtype.kind in _TEXTS:
+                row |= _text_errors(same)
+            else:
+                row |= self._number_errors(name, a.astype(np.float64), b.astype(np.float64), same)
+            if same is not None and same.size:
                 row["top1"] = float(same.mean())
                 tally = self._top1.setdefault(name, [0, 0])
                 tally[0] += int(same.sum())
                 tally[1] += same.size
             self.rows.append(row)
+
+    def _number_errors(self, name: str, a: Array, b: Array, same: Array | None) -> dict[str, float]:
+        import numpy as np
+
+        found = _errors(a, b)
+        if not math.isfinite(found["max_abs_error"]) or not _is_single(a):
+            return found
+        if same is not None:
+            return found | {"max_rel_error": 0.0, "cosine": 1.0}
+        error = float((np.where(a == b, 0.0, a - b) ** 2).sum())
+        power = float((np.where(np.isfinite(a), a, 0.0) ** 2).sum())
+        sums = self._singles.setdefault(name, [0.0, 0.0])
+        sums[0] += error
+        sums[1] += power
+        return found | {"cosine": _alike(error, power)}
 
     def metrics(self) -> dict[str, float]:
         """Return the worst over all runs, by name."""
@@ -111,7 +139,10 @@ class Parity:
         found = {
             "parity.max_abs_error": max(columns["max_abs_error"]),
             "parity.max_rel_error": max(columns["max_rel_error"]),
-            "parity.cosine": min(columns["cosine"]),
+            "parity.cosine": min(
+                [row["cosine"] for row in self.rows if row["output"] not in self._singles]
+                + [_alike(*sums) for sums in self._singles.values()]
+            ),
         }
         if self._top1:
             found["parity.top1"] = min(same / total for same, total in self._top1.values())
@@ -120,6 +151,39 @@ class Parity:
     def details(self) -> dict[str, Any]:
         """Return a table with a row per run and output."""
         return {"parity": self.rows, "has_classes": bool(self._top1)}
+
+
+def _same_class(a: Array, b: Array) -> Array | None:
+    """Return which answers are the same class; None for outputs without classes, or of another shape.
+
+    Classes are scores in the last dimension, texts, and single integers or truth values.
+    """
+    if a.shape != b.shape:
+        return None
+    if a.dtype.kind in _TEXTS or (a.dtype.kind in "iub" and _is_single(a)):
+        equal: Array = a == b
+        return equal
+    if a.ndim > 1 and a.shape[-1] > 1 and a.dtype.kind == "f":
+        chosen: Array = a.argmax(-1) == b.argmax(-1)
+        return chosen
+    return None
+
+
+def _text_errors(same: Array | None) -> dict[str, float]:
+    if same is None:
+        return dict.fromkeys(("max_abs_error", "max_rel_error", "cosine"), math.nan)
+    error = float(not same.all())
+    return {"max_abs_error": error, "max_rel_error": 0.0, "cosine": 1.0}
+
+
+def _is_single(a: Array) -> bool:
+    """Whether a sample is one number."""
+    return a.size == (len(a) if a.ndim else 1)
+
+
+def _alike(error: float, power: float) -> float:
+    """Return ``1 - ‖a - b‖² / 2‖a‖²`` (-1 at least) from the two sums of squares; nothing and nothing are alike."""
+    return max(-1.0, 1.0 - error / (2 * power)) if power else float(not error)
 
 
 def _errors(a: Array, b: Array) -> dict[str, float]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shipctl.errors import StageError
-from shipctl.signature import TensorSpec
+from shipctl.signature import Signature, TensorSpec
+from shipctl_plugins._onnx.graph import load_model
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -77,13 +78,30 @@ def parse_config(text: str) -> ModelConfig:
 
 
 def graph_tensors(model: Path) -> tuple[list[GraphTensor], list[GraphTensor]]:
-    """Return inputs (without initializers) and outputs of an ONNX graph; weights in other files are not read."""
-    import onnx
+    """Return inputs (without initializers) and outputs of an ONNX graph; weights in other files are not read.
 
-    graph = onnx.load(model, load_external_data=False).graph
+    :raises StageError: if it is no ONNX graph
+    """
+    graph = load_model(model, external=False).graph
     initializers = {tensor.name for tensor in graph.initializer}
     inputs = [_graph_tensor(value) for value in graph.input if value.name not in initializers]
     return inputs, [_graph_tensor(value) for value in graph.output]
+
+
+def declared_tensors(signature: Signature) -> tuple[list[GraphTensor], list[GraphTensor]]:
+    """Return inputs and outputs as a signature declares them, for a model that cannot be read without its device."""
+
+    def tensors(specs: Sequence[TensorSpec]) -> list[GraphTensor]:
+        return [
+            GraphTensor(
+                spec.name,
+                TRITON_TYPES[spec.dtype],
+                tuple(size if isinstance(size, int) else -1 for size in spec.shape),
+            )
+            for spec in specs
+        ]
+
+    return tensors(signature.inputs), tensors(signature.outputs)
 
 
 def _graph_tensor(value: Any) -> GraphTensor:

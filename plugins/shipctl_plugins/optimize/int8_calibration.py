@@ -2,78 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from shipctl.errors import StageError
-from shipctl.stages.artifacts import Dataset, OnnxModel, Report
-from shipctl.stages.base import Bound, Stage, StageInputs, StageOutputs
-from shipctl.stages.context import JudgeContext, StageContext
+from shipctl.errors import SpecError, StageError
+from shipctl.stages.artifacts import Dataset, OnnxModel
+from shipctl.stages.base import Stage, StageInputs
+from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
-from shipctl_plugins._onnx import arrays, graph, parity
+from shipctl_plugins._onnx import arrays
+from shipctl_plugins._onnx.datasets import check_readable
+from shipctl_plugins._onnx.layers import quantized_layers
 from shipctl_plugins._onnx.noise import routed, temporary_files_in
-from shipctl_plugins._onnx.reports import sealed, write_report
-from shipctl_plugins._onnx.session import open_session, run_session
+from shipctl_plugins._onnx.sensitivity import Lowered
+from shipctl_plugins._onnx.session import open_session
+from shipctl_plugins.optimize._quantized import METRICS, READS, Outputs, QuantizeOptions, finish, judge
+from shipctl_plugins.optimize._static_int8 import NOISE, StaticInt8, StaticOptions, quantizable
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    import numpy as np
     from onnxruntime import InferenceSession
 
-OLDEST_OPSET = 13
-HISTOGRAM_BINS = {"minmax": 0, "entropy": 512, "percentile": 2048}
-"""Bins per tensor. ONNX Runtime's own 128 for entropy leave its search a single candidate, the full range."""
-
-_NOISE = ("Collecting tensor data", "Finding optimal threshold", "Number of ", "Percentile :")
-"""Progress that the calibrators print, the same for every model."""
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Options(parity.ParityOptions):
+class Options(QuantizeOptions, StaticOptions):
     """What stands below ``with:``."""
 
-    method: Literal["minmax", "entropy", "percentile"] = Field(
-        default="minmax", description="How the range of each activation is chosen from the calibration data."
-    )
-    percentile: float = Field(
-        default=99.999,
-        gt=50,
-        le=100,
-        description="With method percentile: the share (in percent) of values kept.",
-    )
-    per_channel: bool = Field(
-        default=True, description="Give every output channel of a weight a scale of its own."
-    )
     samples: int = Field(default=512, ge=1, description="How many calibration samples are used at most.")
+    min_samples: int = Field(
+        default=8,
+        ge=1,
+        description="How many there have to be: ranges from a sample or two cut off what other samples need.",
+    )
     batch: int = Field(
         default=16, ge=1, description="Samples per calibration run, if the model's batch varies."
-    )
-    activation_type: Literal["quint8", "qint8"] = Field(
-        default="quint8",
-        description="Type of quantised activations: quint8 is fast on CPUs, TensorRT needs qint8.",
-    )
-    symmetric: bool = Field(
-        default=False, description="Let activations have zero point 0, as TensorRT needs it."
-    )
-    quantize_bias: bool = Field(
-        default=True, description="Quantise biases to INT32; TensorRT does not take those."
-    )
-    op_types: tuple[str, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="Operator types to quantise; left out, all that ONNX Runtime can.",
-    )
-    exclude: tuple[str, ...] = Field(default=(), description="Names of nodes that stay in floating point.")
-    min_cosine: float | None = Bound(
-        0.98, ge=-1, le=1, description="Smallest cosine similarity of a sample's outputs before and after."
-    )
-    min_top1: float | None = Bound(
-        0.98,
-        ge=0,
-        le=1,
-        description="Smallest fraction of calibration samples whose largest output stays the same.",
     )
 
 
@@ -82,13 +50,7 @@ class Inputs(StageInputs):
 
     model: OnnxModel
     calibration: Dataset
-
-
-class Outputs(StageOutputs):
-    """What the stage gives."""
-
-    model: OnnxModel
-    report: Report
+    evaluation: Dataset | None = None
 
 
 class Int8Calibration(Stage[Options, Inputs, Outputs]):
@@ -104,7 +66,12 @@ class Int8Calibration(Stage[Options, Inputs, Outputs]):
           op_types: [Conv, Gemm, MatMul]
 
     and export a model with Reshape or Transpose between its products (a transformer) with `opset: 20`: from 21
-    on ONNX Runtime's own optimiser breaks such a graph on x86 when activations are qint8.
+    on ONNX Runtime's own optimiser breaks such a graph on x86 when activations are qint8. A transformer mostly wants
+    `op_types: [MatMul, Gemm]` on CPUs as well: rounding what is added up and normalised costs it most.
+
+    With `budget.accuracy_drop` and labelled `data.evaluation`, layers stay in floating point where the metric would
+    drop by more, as few as it takes. Each layer's own error (signal to noise, with exact inputs) says which to try
+    first, evaluations say which are needed.
 
     Parity is measured on the calibration samples: random inputs are outside of the ranges chosen from them.
     The stage fails when nothing was quantised.
@@ -112,170 +79,67 @@ class Int8Calibration(Stage[Options, Inputs, Outputs]):
 
     api_version = 1
     requires: ClassVar[Mapping[str, str]] = {"onnxruntime": "shipctl[cpu]"}
-    metrics = (*parity.METRICS, "quantized.*")
+    reads = READS
+    metrics = METRICS
     tools = ("onnxruntime", "onnx", "numpy")
 
+    def check(self, ctx: CheckContext) -> None:
+        """Look for what reads the data, and for operators that ONNX Runtime does not quantise."""
+        check_readable(ctx)
+        if self.options.op_types is None:
+            return  # and nothing heavy is imported for a plan
+        known = quantizable()
+        if unknown := [name for name in self.options.op_types if name not in known]:
+            near = get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            message = f"op_types: ONNX Runtime does not quantise {unknown[0]}; {hint}"
+            raise SpecError(message)
+
     def run(self, inputs: Inputs, ctx: StageContext) -> Outputs:
-        """Prepare, calibrate, quantise, count, compare."""
+        """Prepare, calibrate, quantise, count, keep what the budget asks for, compare."""
         options, source = self.options, inputs.model
-        data = arrays.model_inputs(
-            arrays.load_arrays(inputs.calibration), source.signature, inputs.calibration.role
-        )
-        data = {name: array[: options.samples] for name, array in data.items()}
-        samples = len(next(iter(data.values())))
-        if not samples:
-            message = "calibration data is empty; give some hundred samples of what the model will see"
-            raise StageError(message)
+        data = _samples(inputs.calibration, source, options)
         feeds = [feed for feed, _ in arrays.batches(data, options.batch, source.signature)]
         scratch = ctx.workdir / "tmp"
-        with routed(ctx.log, *_NOISE), temporary_files_in(scratch):
-            quantized = _quantize(source.path, feeds, options, scratch)
-        counted = _count(quantized)
-        if not counted:
-            wanted = (
-                " or ".join(options.op_types) if options.op_types else "operator that ONNX Runtime quantises"
-            )
-            message = (
-                f"nothing was quantised: the graph has no {wanted} with a float weight; leave the stage out"
-            )
-            raise StageError(message)
-        graph.declare(quantized, source.signature)
-        graph.strip_notes(quantized)
-        folder = graph.save_model(quantized, ctx.workdir / "model")
-        graph.check_model(folder / graph.MODEL_FILE)
-        measured = _compare(source.path, folder / graph.MODEL_FILE, feeds, ctx)
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=source.signature,
-                opset=graph.opset_of(quantized),
-                precision="int8",
-                derived_from=source.digest,
-            )
-        )
-        total = Counter(node.op_type for node in graph.load_model(source.path).graph.node)
-        numbers = {"quantized.nodes": float(sum(counted.values())), "quantized.samples": float(samples)}
-        table = [
-            {"op_type": name, "quantized": counted[name], "before": total[name]} for name in sorted(counted)
-        ]
-        report = write_report(
-            ctx.workdir, subject=model.digest, title=f"INT8, ranges by {options.method}",
-            metrics=measured.metrics() | numbers, details=measured.details() | {"quantized": table},
-        )  # fmt: skip
-        return Outputs(model=model, report=report)
+        with temporary_files_in(scratch):
+            static = StaticInt8(source, feeds, options, scratch, partial(routed, ctx.log, *NOISE))
+            layers = quantized_layers(static.before, static.build(frozenset()))
+            if not layers:
+                raise StageError(_nothing(options))
+            return finish(
+                Lowered(static.before, layers, static.build), source, inputs.evaluation, options,
+                ((f"calibration data, batch {index}", feed) for index, feed in enumerate(feeds, start=1)), ctx,
+                title=f"INT8, ranges by {options.method}", precision="int8",
+                numbers={"quantized.samples": float(len(next(iter(data.values()))))},
+                open_quantized=_open_quantized,
+            )  # fmt: skip
 
     def judge(self, outputs: Outputs, ctx: JudgeContext) -> Sequence[Verdict]:
-        """Compare parity with its bounds."""
-        return parity.judge_parity(outputs.report, self.options)
+        """Compare parity with its bounds, and the loss with the budget."""
+        return judge(outputs.report, self.options, ctx)
 
 
-def _quantize(path: Path, feeds: Sequence[Mapping[str, Any]], options: Options, scratch: Path) -> ModelProto:
-    from onnxruntime.quantization import QDQQuantizer, QuantType
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def _samples(calibration: Dataset, source: OnnxModel, options: Options) -> dict[str, Array]:
+    """Return the samples that are used, by the names of the model's inputs.
 
-    model = graph.load_model(path)
-    if graph.opset_of(model) < OLDEST_OPSET:
-        message = (
-            f"the graph has opset {graph.opset_of(model)}, scales per channel came with {OLDEST_OPSET}; "
-            "export it with a newer opset"
-        )
-        raise StageError(message)
-    large = model.ByteSize() > graph.INLINE_LIMIT
-    # shapes that the exporter left behind can contradict the inference that comes now
-    model.graph.ClearField("value_info")
-    plain = graph.save_model(model, scratch / "source") / graph.MODEL_FILE
-    prepared = scratch / "prepared.onnx"
-    try:
-        # onnx's own inference is enough here; the symbolic one would need sympy
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True, save_as_external_data=large)
-        ranges = _ranges(prepared, feeds, options, scratch, large=large)
-        quantizer = QDQQuantizer(
-            graph.load_model(prepared), options.per_channel,
-            reduce_range=False, weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8 if options.activation_type == "qint8" else QuantType.QUInt8,
-            tensors_range=ranges, nodes_to_quantize=[], nodes_to_exclude=list(options.exclude),
-            op_types_to_quantize=list(options.op_types or sorted({*QDQRegistry, *QLinearOpsRegistry})),
-            extra_options={
-                "ActivationSymmetric": options.symmetric, "WeightSymmetric": True,
-                "QuantizeBias": options.quantize_bias,
-            },
-        )  # fmt: skip
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    except Exception as exc:  # the quantiser raises whatever an operator makes it raise
-        message = f"ONNX Runtime's quantiser fails: {type(exc).__name__}: {exc}"
-        raise StageError(message) from exc
-    quantized: ModelProto = quantizer.model.model
-    return quantized
-
-
-def _ranges(
-    model: Path, feeds: Sequence[Mapping[str, Any]], options: Options, scratch: Path, *, large: bool
-) -> Any:
-    """Return the range of every activation over ``feeds``.
-
-    Not left to `quantize_static`, which has no option for the number of bins and keeps the activations of all
-    samples in memory; here it is one batch at a time.
+    :raises StageError: if they are too few, not all of them numbers, or all the same
     """
-    from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator
-
-    method = {
-        "minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }[options.method]  # fmt: skip
-
-    # in ONNX Runtime, no choice of operators means all; the calibrator then looks at every float tensor
-    calibrator = create_calibrator(
-        model, list(options.op_types or ()), str(scratch / "augmented.onnx"), method, large,
-        extra_options={"symmetric": options.symmetric, "percentile": options.percentile}
-        | ({"num_bins": HISTOGRAM_BINS[options.method]} if method != CalibrationMethod.MinMax else {}),
-    )  # fmt: skip
-    for feed in feeds:
-        calibrator.collect_data(_Reader(feed))
-    return calibrator.compute_data()
+    named = arrays.load_arrays(calibration, source.signature, limit=options.samples)
+    data = arrays.model_inputs(named, source.signature, calibration.role)
+    arrays.require_samples(data, options.min_samples, calibration.role)
+    arrays.require_ranges(data, calibration.role)
+    return data
 
 
-class _Reader:
-    """A calibration data reader, as ONNX Runtime wants it, over one batch."""
-
-    def __init__(self, feed: Mapping[str, Any]) -> None:
-        self._feeds: Iterator[dict[str, Any]] = iter([dict(feed)])
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
-
-
-def _count(model: ModelProto) -> Counter[str]:
-    """Return, by type, how many operators take a quantised weight or give a quantised sum of products.
-
-    An operator counts when one of its inputs is a dequantised constant: activations alone buy nothing.
-    """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    weights = {
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    }
-    return Counter(
-        node.op_type
-        for node in model.graph.node
-        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} and weights & set(node.input)
+def _nothing(options: Options) -> str:
+    wanted = " or ".join(options.op_types) if options.op_types else "operator that ONNX Runtime quantises"
+    besides = " beside those in `exclude`" if options.exclude else ""
+    return (
+        f"nothing was quantised: the graph has no {wanted} with a float weight{besides}; leave the stage out"
     )
 
 
-def _compare(
-    before: Path, after: Path, feeds: Sequence[Mapping[str, Any]], ctx: StageContext
-) -> parity.Parity:
-    old, new = open_session(before, threads=ctx.threads), _open_quantized(after, ctx.threads)
-    measured = parity.Parity()
-    for index, feed in enumerate(feeds, start=1):
-        measured.add(f"calibration data, batch {index}", run_session(old, feed), run_session(new, feed))
-    return measured
-
-
-def _open_quantized(path: Path, threads: int) -> InferenceSession:
+def _open_quantized(path: Path, *, threads: int) -> InferenceSession:
     try:
         return open_session(path, threads=threads)
     except StageError as exc:

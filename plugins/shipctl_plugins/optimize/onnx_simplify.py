@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from shipctl.errors import StageError
 from shipctl.stages.artifacts import Dataset, OnnxModel, Report
@@ -11,13 +13,25 @@ from shipctl.stages.base import Stage, StageInputs, StageOutputs
 from shipctl.stages.context import JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import graph, parity
+from shipctl_plugins._onnx.companions import take_companions
 from shipctl_plugins._onnx.noise import routed, temporary_files_in
 from shipctl_plugins._onnx.onnx_parity import compare_models
+from shipctl_plugins._onnx.quantized import precision_of
 from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.session import first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 class Options(parity.ExactParityOptions):
     """What stands below ``with:``."""
+
+    opset: int | None = Field(
+        default=None,
+        ge=1,
+        description="Version of the ONNX operator set to convert the graph to first; left out, it stays as it is.",
+    )
 
 
 class Inputs(StageInputs):
@@ -37,7 +51,8 @@ class Outputs(StageOutputs):
 class OnnxSimplify(Stage[Options, Inputs, Outputs]):
     """Fold constants, fuse and drop nodes of an ONNX graph, infer its shapes, check it and compare.
 
-    Done by onnxslim. Inputs and outputs stay as they are, or the stage fails.
+    Done by onnxslim. Inputs and outputs stay as they are, or the stage fails. With `opset` a graph of another operator
+    set (an old one that quantisers do not take) is converted first, by onnx's version converter.
     """
 
     api_version = 1
@@ -49,8 +64,10 @@ class OnnxSimplify(Stage[Options, Inputs, Outputs]):
         """Simplify, check, compare."""
         import onnxslim
 
-        before = graph.load_model(inputs.model.path)
+        before = graph.load_source(inputs.model)
         nodes_before = graph.node_count(before)
+        if self.options.opset is not None:
+            before = _converted(before, self.options.opset)
         with routed(ctx.log), temporary_files_in(ctx.workdir / "tmp"):
             try:
                 after = onnxslim.slim(before)
@@ -73,12 +90,13 @@ class OnnxSimplify(Stage[Options, Inputs, Outputs]):
         folder = graph.save_model(after, ctx.workdir / "model")
         graph.check_model(folder / graph.MODEL_FILE)
         measured = compare_models(inputs.model, folder, inputs.calibration, self.options, ctx)
+        take_companions(inputs.model, folder)
         model = sealed(
             OnnxModel.at(
                 folder,
                 signature=inputs.model.signature,
                 opset=graph.opset_of(after),
-                precision=inputs.model.precision,
+                precision=precision_of(inputs.model),
                 derived_from=inputs.model.digest,
             )
         )
@@ -92,3 +110,35 @@ class OnnxSimplify(Stage[Options, Inputs, Outputs]):
     def judge(self, outputs: Outputs, ctx: JudgeContext) -> Sequence[Verdict]:
         """Compare parity with its bounds."""
         return parity.judge_parity(outputs.report, self.options)
+
+
+def _converted(model: ModelProto, opset: int) -> ModelProto:
+    """Return the graph in another operator set.
+
+    :raises StageError: if onnx has no way for one of its operators
+    """
+    import onnx
+    from onnx import version_converter
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        message = (
+            f"onnx {onnx.__version__} knows operator sets up to {newest}, not {opset}; set `opset: {newest}`"
+        )
+        raise StageError(message)
+    if graph.opset_of(model) == opset:
+        return model
+    model.ir_version = max(model.ir_version, 4)
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as exc:  # the converter raises whatever an adapter raises
+        message = (
+            f"onnx cannot convert the graph from opset {graph.opset_of(model)} to {opset}: {_reason(exc)}; export "
+            "the model with that opset"
+        )
+        raise StageError(message) from exc
+
+
+def _reason(exc: Exception) -> str:
+    """Return what the converter says without the place in its sources, and without its sign for versions."""
+    return first_line(exc).rpartition("` failed: ")[2].replace("$", "")

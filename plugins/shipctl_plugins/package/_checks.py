@@ -19,7 +19,7 @@ from shipctl_plugins.package._facts import (
 )
 from shipctl_plugins.package._history import FLOATING
 
-_QUALITY = ("accuracy", "rmse", "mae", "f1.", "precision.", "recall.")
+_QUALITY = ("accuracy", "rmse", "mae", "f1.", "precision.", "recall.", "spearman", "pearson")
 _NOT_QUALITY = ("_source", "_drop")
 _SHOWN = 3
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from typing import Any
 from shipctl.errors import StageError
 from shipctl.evidence.package import PackagedArtifact
 from shipctl.stages.artifacts import Artifact, FileEntry
-from shipctl.store.files import hash_file
+from shipctl.store.files import hash_file, place_file
 
 
 class Contents:
@@ -42,7 +41,7 @@ class Contents:
         """Add all files of an artifact, whose digests are known, and return what package.json says of it."""
         for entry in artifact.files:
             path = f"{folder}/{entry.path}"
-            place(file_of(artifact, entry), self._free(path))
+            place_file(file_of(artifact, entry), self._free(path))
             self._entries[path] = entry.model_copy(update={"path": path})
         return PackagedArtifact(role=role, path=folder, digest=artifact.digest, manifest=artifact.manifest())
 
@@ -88,14 +87,3 @@ def as_json(value: Mapping[str, Any] | list[Any]) -> str:
 def file_of(artifact: Artifact, entry: FileEntry) -> Path:
     """Return where one file of an artifact lies."""
     return artifact.root if artifact.root.is_file() else artifact.root / entry.path
-
-
-def place(source: Path, target: Path) -> None:
-    """Give ``target`` the bytes of ``source``, which never change: a link where possible, no copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileExistsError:  # writing to it could change what it is a link to
-        raise
-    except OSError:  # another file system, one without links, or a file of somebody else
-        shutil.copyfile(source, target)

@@ -39,7 +39,7 @@ def drift_reference(model: OnnxModel, evaluation: Dataset, *, threads: int = 1) 
 
     :raises StageError: if the data does not fit the model, or the model does not run
     """
-    data = arrays.model_inputs(arrays.load_arrays(evaluation), model.signature, "evaluation")
+    data = arrays.model_inputs(arrays.load_arrays(evaluation, model.signature), model.signature, "evaluation")
     data = {name: array[:MAX_SAMPLES] for name, array in data.items()}
     found: dict[str, Any] = {
         "format": FORMAT, "model": model.digest, "data": evaluation.digest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from shipctl.spec.fields import ProjectFile, Text
 from shipctl.stages.artifacts import ModelPackage
 from shipctl.stages.base import Stage, StageInputs, StageOptions, StageOutputs
 from shipctl.stages.context import CheckContext, StageContext
+from shipctl.store.files import place_file
 
 if TYPE_CHECKING:
     from shipctl.evidence.keys import SigningKey
@@ -157,10 +157,5 @@ def _lay_out(package: ModelPackage, folder: Path) -> None:
         if entry.path in ADDED_BY_SIGNING:
             continue
         place = folder / entry.path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        source = package.root / entry.path
         place.unlink(missing_ok=True)  # never written through: what is there may be a link as well
-        try:
-            os.link(source, place)
-        except OSError:
-            shutil.copyfile(source, place)
+        place_file(package.root / entry.path, place)

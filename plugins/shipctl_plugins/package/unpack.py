@@ -13,7 +13,7 @@ from shipctl.evidence.package import PackageManifest, read_manifest
 from shipctl.stages.artifacts import Artifact, Dataset, ModelPackage, OnnxModel, TritonRepository
 from shipctl.stages.base import NoOptions, Stage, StageInputs, StageOutputs
 from shipctl.stages.context import StageContext
-from shipctl_plugins.package._contents import place
+from shipctl.store.files import place_file
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
@@ -94,7 +94,7 @@ def _take(
                 f"{manifest.reference}: {role} names {path!r}, which the package does not have like that"
             )
             raise GateError(f"{message}; package it again")
-        place(package.root / path, target / entry.path)
+        place_file(package.root / path, target / entry.path)
     if artifact.digest != item.digest:
         message = (
             f"{manifest.reference}: {role} is {artifact.digest[:12]}, package.json says {item.digest[:12]}"

@@ -24,7 +24,11 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?")
 _FAMILIES: dict[str, Direction] = {
     "latency": "minimize", "size": "minimize", "rmse": "minimize", "mae": "minimize", "memory": "minimize",
     "accuracy_drop": "minimize", "throughput": "maximize", "accuracy": "maximize", "f1": "maximize",
-    "precision": "maximize", "recall": "maximize",
+    "precision": "maximize", "recall": "maximize", "spearman": "maximize", "pearson": "maximize",
+}  # fmt: skip
+_NAMES: dict[str, Direction] = {
+    "parity.cosine": "maximize", "parity.top1": "maximize",
+    "parity.max_abs_error": "minimize", "parity.max_rel_error": "minimize",
 }  # fmt: skip
 
 
@@ -84,11 +88,18 @@ def parse_objective(text: str) -> Objective:
         )
         raise ValueError(message)
     direction, metric = match.groups()
-    known = direction or _FAMILIES.get(re.split(r"[.@]", metric, maxsplit=1)[0])
+    known = direction or direction_of(metric)
     if known is None:
         message = f"{metric!r} may be good small or large; write minimize:{metric} or maximize:{metric}"
         raise ValueError(message)
     return Objective(metric, cast("Direction", known))
+
+
+def direction_of(metric: str) -> Direction | None:
+    """Return whether a metric is good small or large, None where nobody knows."""
+    if metric.endswith("_drop"):
+        return "minimize"
+    return _NAMES.get(metric) or _FAMILIES.get(re.split(r"[.@]", metric, maxsplit=1)[0])
 
 
 def parse_constraint(text: str) -> Constraint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 WINDOWS = 3
 """How many consecutive windows have to agree, as in perf_analyzer's stability rule."""
+SLICES = 3
+"""Turns per window, where several things are measured side by side: nine at least, for a sign test."""
 FEWEST_RUNS = 10
 """Runs that a window has at least, if the time allows."""
 CONFIDENCE = 0.95
@@ -41,6 +44,19 @@ class Window:
         return len(self.latencies) / self.seconds
 
 
+@dataclass(frozen=True)
+class Raced:
+    """What came of one of several things that were measured in turn."""
+
+    windows: list[Window]
+    slices: list[Window]
+    """The turns that the windows consist of; the n-th of each thing ran next to the n-th of the others."""
+
+    def settled(self, tolerance: float) -> bool:
+        """Whether the last three windows agree."""
+        return agree(self.windows[-WINDOWS:], tolerance)
+
+
 def measure(
     run: Callable[[], object], *, warmup: float, window: float, longest: float, tolerance: float
 ) -> tuple[list[Window], bool]:
@@ -62,6 +78,54 @@ def measure(
     finally:
         gc.enable()
     return windows, False
+
+
+def interleave(
+    runs: Sequence[Callable[[], object]],
+    *,
+    warmup: float,
+    window: float,
+    longest: float,
+    tolerance: float,
+) -> list[Raced]:
+    """Measure several things in turn, so that what else the machine does hits all of them.
+
+    Each window of ``window`` seconds consists of slices, and with every slice it is the next one's turn, each time in
+    another order, so that nobody always comes after the same one. It is over when the last three windows of each agree,
+    or ``longest`` seconds (at least three windows) were spent on each.
+    """
+    for run in runs:
+        _one_window(run, warmup, warmup)
+    raced = [Raced([], []) for _ in runs]
+    turns = list(zip(runs, raced, strict=True))
+    shuffle = random.Random(0).shuffle  # noqa: S311  (an order, no secret)
+    slice_, most = window / SLICES, max(window, longest / WINDOWS) / SLICES
+    gc.collect()
+    gc.disable()
+    try:
+        while turns:
+            for _ in range(SLICES):
+                for run, one in turns:
+                    run()  # what the one before left in the caches
+                    one.slices.append(_one_window(run, slice_, most))
+                shuffle(turns)
+            for one in raced:
+                one.windows.append(_merged(one.slices[-SLICES:]))
+            if all(agree(one.windows[-WINDOWS:], tolerance) for one in raced):
+                break
+            spent = max(sum(item.seconds for item in one.windows) for one in raced)
+            if len(raced[0].windows) >= WINDOWS and spent >= longest:
+                break
+    finally:
+        gc.enable()
+    return raced
+
+
+def _merged(slices: Sequence[Window]) -> Window:
+    import numpy as np
+
+    latencies = np.concatenate([item.latencies for item in slices])
+    return Window(latencies, sum(item.seconds for item in slices))
 
 
 def _one_window(run: Callable[[], object], seconds: float, longest: float) -> Window:

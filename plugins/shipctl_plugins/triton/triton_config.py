@@ -1,8 +1,7 @@
-"""Stage `triton-config`: an ONNX model becomes an immutable Triton model repository."""
+"""Stage `triton-config`: an ONNX model or a TensorRT engine becomes an immutable Triton model repository."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -11,17 +10,20 @@ from pydantic import Field, StringConstraints
 from shipctl.errors import SpecError, StageError
 from shipctl.records import Record
 from shipctl.spec.units import Duration
-from shipctl.stages.artifacts import OnnxModel, TritonRepository
+from shipctl.stages.artifacts import OnnxModel, TensorrtEngine, TritonRepository
 from shipctl.stages.base import Stage, StageInputs, StageOptions, StageOutputs
 from shipctl.stages.context import CheckContext, StageContext
+from shipctl.store.files import place_file
 from shipctl_plugins._triton.config_text import (
     DIGEST_PARAMETER,
     configured_tensors,
+    declared_tensors,
     disagreements,
     graph_tensors,
     parse_config,
     quoted,
 )
+from shipctl_plugins._triton.engines import check_engine, largest_batch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +50,8 @@ class InstanceGroup(Record):
 
     count: int = Field(default=1, ge=1, description="Copies of the model (per GPU, for kind gpu).")
     kind: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="Where they run; auto takes a GPU where the server has one."
+        default="auto",
+        description="Where they run; auto takes a GPU where the server has one, and always for a TensorRT engine.",
     )
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="Numbers of the GPUs, for kind gpu."
@@ -64,7 +67,8 @@ class TritonConfigOptions(StageOptions):
     max_batch_size: int | None = Field(
         default=None,
         ge=0,
-        description="Largest batch that the server puts together; 32 for a model with a batch dimension, else 0.",
+        description="Largest batch that the server puts together; 32 for a model with a batch dimension, what its "
+        "profile goes up to for a TensorRT engine, else 0.",
     )
     dynamic_batching: DynamicBatching | Literal["auto", "off"] = Field(
         default="auto",
@@ -85,7 +89,7 @@ class TritonConfigOptions(StageOptions):
 class TritonConfigInputs(StageInputs):
     """What it takes."""
 
-    model: OnnxModel
+    model: OnnxModel | TensorrtEngine
 
 
 class TritonConfigOutputs(StageOutputs):
@@ -104,8 +108,13 @@ class TritonConfig(Stage[TritonConfigOptions, TritonConfigInputs, TritonConfigOu
     reads: ClassVar[tuple[Literal["pipeline", "slo", "budget", "data"], ...]] = ("pipeline",)
 
     def check(self, ctx: CheckContext) -> None:
-        """Refuse options that contradict each other."""
+        """Refuse options that contradict each other, and an engine that Triton does not load."""
         options = self.options
+        for upstream in ctx.inputs.get("model", ()):
+            if isinstance(upstream.artifact, TensorrtEngine) and (
+                wrong := check_engine(upstream.artifact, options.instance_group.kind)
+            ):
+                raise SpecError(wrong)
         if reserved := [key for key in options.parameters if key.startswith(RESERVED_PREFIX)]:
             message = f"parameters: {reserved[0]!r} is one of shipctl's own; choose a key without 'shipctl.'"
             raise SpecError(message)
@@ -124,17 +133,29 @@ class TritonConfig(Stage[TritonConfigOptions, TritonConfigInputs, TritonConfigOu
     def run(self, inputs: TritonConfigInputs, ctx: StageContext) -> TritonConfigOutputs:
         """Write `<name>/config.pbtxt` and `<name>/1/`, after reading the configuration back and checking it."""
         model = inputs.model
+        if isinstance(model, TensorrtEngine) and (
+            wrong := check_engine(model, self.options.instance_group.kind)
+        ):
+            raise StageError(wrong)
         max_batch_size = self._max_batch_size(model)
         name = self.options.name or ctx.objectives.pipeline.get("name", "model")
         text = self._render(model, name, max_batch_size, ctx)
-        if wrong := disagreements(parse_config(text), *graph_tensors(model.path)):
-            message = "Triton would refuse this repository:\n" + "\n".join(f"  {line}" for line in wrong)
+        tensors = (
+            declared_tensors(model.signature)
+            if isinstance(model, TensorrtEngine)
+            else graph_tensors(model.path)
+        )
+        if faults := disagreements(parse_config(text), *tensors):
+            message = "Triton would refuse this repository:\n" + "\n".join(f"  {line}" for line in faults)
             raise StageError(message)
         root = ctx.workdir / "repository"
         version = root / name / "1"
-        _copy_model(model.root, version)
+        if isinstance(model, TensorrtEngine):
+            place_file(model.path, version / "model.plan")
+        else:
+            _copy_model(model.root, version)
         (version.parent / "config.pbtxt").write_text(text)
-        ctx.log(f"{name}: max_batch_size {max_batch_size}, config.pbtxt agrees with the graph")
+        ctx.log(f"{name}: max_batch_size {max_batch_size}, config.pbtxt agrees with the model")
         repository = TritonRepository.at(
             root,
             model=name,
@@ -144,8 +165,14 @@ class TritonConfig(Stage[TritonConfigOptions, TritonConfigInputs, TritonConfigOu
         )
         return TritonConfigOutputs(repository=repository)
 
-    def _render(self, model: OnnxModel, name: str, max_batch_size: int, ctx: StageContext) -> str:
+    def _render(
+        self, model: OnnxModel | TensorrtEngine, name: str, max_batch_size: int, ctx: StageContext
+    ) -> str:
         options, batched = self.options, max_batch_size > 0
+        engine = model if isinstance(model, TensorrtEngine) else None
+        instances = options.instance_group
+        if engine is not None:
+            instances = instances.model_copy(update={"kind": "gpu"})
         batching: DynamicBatching | None = None
         if batched and options.dynamic_batching != "off":
             batching = DynamicBatching() if options.dynamic_batching == "auto" else options.dynamic_batching
@@ -157,19 +184,31 @@ class TritonConfig(Stage[TritonConfigOptions, TritonConfigInputs, TritonConfigOu
         environment.filters["microseconds"] = lambda duration: round(float(duration) * 1e6)
         return environment.get_template("config.pbtxt.j2").render(
             name=name,
-            backend="onnxruntime",
+            backend="onnxruntime" if engine is None else None,
+            platform=None if engine is None else "tensorrt_plan",
             max_batch_size=max_batch_size,
             inputs=inputs,
             outputs=configured_tensors(model.signature.outputs, batched=batched),
-            instances=options.instance_group,
+            instances=instances,
+            profiles=range(len(engine.profiles)) if engine is not None and len(engine.profiles) > 1 else (),
             batching=batching,
             warmup=options.warmup,
             response_cache=options.response_cache,
             parameters={**dict(sorted(options.parameters.items())), DIGEST_PARAMETER: model.digest},
         )
 
-    def _max_batch_size(self, model: OnnxModel) -> int:
+    def _max_batch_size(self, model: OnnxModel | TensorrtEngine) -> int:
         asked = self.options.max_batch_size
+        if isinstance(model, TensorrtEngine) and model.signature.is_batched:
+            largest = largest_batch(model) if asked is None else asked
+            if largest > largest_batch(model):
+                message = (
+                    f"max_batch_size {largest} is above the {largest_batch(model)} that the engine's profile goes "
+                    "up to; build it for larger batches, or lower max_batch_size"
+                )
+                raise StageError(message)
+            self._check_at_run(largest)
+            return largest
         if model.signature.is_batched:
             return DEFAULT_MAX_BATCH_SIZE if asked is None else asked
         if asked or isinstance(self.options.dynamic_batching, DynamicBatching):
@@ -180,6 +219,19 @@ class TritonConfig(Stage[TritonConfigOptions, TritonConfigInputs, TritonConfigOu
             )
             raise StageError(message)
         return 0
+
+    def _check_at_run(self, largest: int) -> None:
+        """Hold the sizes in the options against the largest batch of an engine, which is not known before."""
+        options = self.options
+        batching = options.dynamic_batching
+        try:
+            if isinstance(batching, DynamicBatching):
+                self._check_sizes(
+                    "dynamic_batching.preferred_batch_size", batching.preferred_batch_size, largest
+                )
+            self._check_sizes("warmup", options.warmup, max(largest, 1))
+        except SpecError as exc:
+            raise StageError(str(exc)) from exc
 
     @staticmethod
     def _check_sizes(where: str, sizes: tuple[int, ...], largest: int) -> None:
@@ -199,9 +251,8 @@ def _check_warmup(inputs: list[dict[str, Any]]) -> None:
 
 
 def _copy_model(source: Path, version: Path) -> None:
-    """Copy the graph as `model.onnx`, with the files beside it that hold its external data."""
+    """Put the graph there as `model.onnx`, with the files beside it that hold its external data."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     for path in files:
         place = version / ("model.onnx" if source.is_file() else path.relative_to(source))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)  # without its mode: what is read may be read-only
+        place_file(path, place)

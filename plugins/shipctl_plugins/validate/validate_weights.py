@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from shipctl.errors import StageError
-from shipctl.stages.artifacts import OnnxModel, Report, TorchModel
+from shipctl.errors import SpecError, StageError
+from shipctl.stages.artifacts import (
+    Artifact,
+    HuggingFaceModel,
+    OnnxModel,
+    Report,
+    SklearnModel,
+    TensorflowModel,
+    TorchModel,
+)
 from shipctl.stages.base import Bound, Stage, StageInputs, StageOptions, StageOutputs
-from shipctl.stages.context import JudgeContext, StageContext
+from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Outcome, Verdict, compare
 from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins.validate import _tensors
@@ -51,7 +60,7 @@ class Options(StageOptions):
 class Inputs(StageInputs):
     """What the stage takes."""
 
-    model: TorchModel | OnnxModel
+    model: TorchModel | HuggingFaceModel | OnnxModel | TensorflowModel | SklearnModel
 
 
 class Outputs(StageOutputs):
@@ -67,6 +76,8 @@ class ValidateWeights(Stage[Options, Inputs, Outputs]):
     weights that lead to it are zero, or when its batch normalisation multiplies it by zero. Vectors (biases,
     normalisations) and integers are often constant for good reasons and count neither as constant nor in the
     sparsity; NaN, infinity and magnitude count everywhere.
+
+    Safetensors and ONNX can be looked at; other weights once they are a graph, after the stage that exports them.
     """
 
     api_version = 1
@@ -78,15 +89,24 @@ class ValidateWeights(Stage[Options, Inputs, Outputs]):
     )  # fmt: skip
     tools = ("numpy", "onnx", "ml_dtypes")
 
+    def check(self, ctx: CheckContext) -> None:
+        """Refuse a model whose weights can only be looked at in its graph."""
+        for source in ctx.inputs.get("model", ()):
+            reason = _hidden(source.artifact) if source.artifact is not None else ""
+            if reason:
+                raise SpecError(reason)
+
     def run(self, inputs: Inputs, ctx: StageContext) -> Outputs:
         """Look at every tensor."""
         model = inputs.model
+        reason = _hidden(model)
+        if reason:
+            raise StageError(reason)
         if isinstance(model, TorchModel) and model.weights is None:
             rows: list[dict[str, Any]] = []
             metrics: dict[str, float] = {}
         else:
-            path = model.path if isinstance(model, OnnxModel) else _weights_file(model)
-            tensors = list(_tensors.tensors_of(path))
+            tensors = [tensor for path in _weights_files(model) for tensor in _tensors.tensors_of(path)]
             norms = _tensors.norm_weights([tensor.name for tensor in tensors])
             rows = [_look(tensor, scales_channels=tensor.name in norms) for tensor in tensors]
             metrics = self._sum_up(rows)
@@ -147,13 +167,39 @@ class ValidateWeights(Stage[Options, Inputs, Outputs]):
         }
 
 
-def _weights_file(model: TorchModel) -> Any:
+def _hidden(model: Artifact) -> str:
+    """Return why the weights cannot be looked at, and what to do; an empty text where they can."""
+    what, exporter = "", "torch-export"
+    if isinstance(model, TensorflowModel):
+        what, exporter = "a TensorFlow model", "tf2onnx"
+    elif isinstance(model, SklearnModel):
+        what, exporter = "a scikit-learn model", "sklearn-export"
+    elif isinstance(model, HuggingFaceModel) and not _safetensors(model):
+        what, exporter = "a Hugging Face folder without safetensors", "hf-export"
+    elif isinstance(model, TorchModel) and model.format != "builder":
+        what = "a .pt2 file" if model.format == "exported-program" else f"a {model.format} file"
+    elif isinstance(model, TorchModel) and not (model.weights or ".safetensors").endswith(".safetensors"):
+        what = f"{model.weights}, which is no safetensors file,"
+    return what and (
+        f"the weights of {what} cannot be looked at before there is a graph of it; put this stage after `{exporter}`"
+    )
+
+
+def _safetensors(model: HuggingFaceModel) -> list[str]:
+    return [entry.path for entry in model.files if entry.path.endswith(".safetensors")]
+
+
+def _weights_files(model: Artifact) -> list[Path]:
+    if isinstance(model, OnnxModel):
+        return [model.path]
     base = model.root.parent if model.root.is_file() else model.root
-    path = base / str(model.weights)
-    if not path.is_file():
-        message = f"weights {model.weights} are not among the model's files; correct `model.weights`"
+    if isinstance(model, HuggingFaceModel):
+        return [base / name for name in _safetensors(model)]
+    weights = str(getattr(model, "weights", ""))
+    if not (base / weights).is_file():
+        message = f"weights {weights} are not among the model's files; correct `model.weights`"
         raise StageError(message)
-    return path
+    return [base / weights]
 
 
 def _look(tensor: _tensors.Tensor, *, scales_channels: bool) -> dict[str, Any]:

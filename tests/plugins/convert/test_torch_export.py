@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,13 @@ from shipctl.stages.verdicts import Outcome
 from shipctl.testing.conformance import StageConformance
 from shipctl.testing.samples import sealed
 from shipctl_plugins._onnx import graph
+from shipctl_plugins._sources.torch_source import torch_source
 from shipctl_plugins.convert.torch_export import Inputs, Options, Outputs, TorchExport
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 
 class TestConformance(StageConformance):
@@ -292,4 +299,189 @@ def test_calibration_data_without_the_input_fails(
         TorchExport(Options()).run(inputs, context())
     assert str(caught.value) == (
         "calibration data has no array 'image', only img; name its arrays after the model's inputs"
+    )
+
+
+# -- models in one file --------------------------------------------------------------------------------------------
+
+
+class Branch(torch.nn.Module):
+    """Does one of two things, as the data says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)
+        if bool(y.sum() > 0):
+            return y + 1
+        return y - 1
+
+
+class Loop(Branch):
+    """Repeats itself, as the shape says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for _ in range(x.shape[0]):
+            y = torch.tanh(y * 0.9)
+        z: torch.Tensor = self.linear(y)
+        return z
+
+
+class Two(torch.nn.Module):
+    """Takes one input by position and one by keyword, and gives two by name."""
+
+    def forward(self, ids: torch.Tensor, *, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        kept = ids.float() * mask
+        return {
+            "unused": kept,
+            "hidden": kept[..., None] * torch.ones(4),
+            "pooled": kept.sum(1, keepdim=True),
+        }
+
+
+TOKENS = Signature(
+    inputs=(
+        TensorSpec(name="mask", dtype="float32", shape=("batch", "tokens")),
+        TensorSpec(name="ids", dtype="int64", shape=("batch", "tokens")),
+    ),
+    outputs=(
+        TensorSpec(name="pooled", dtype="float32", shape=("batch", 1)),
+        TensorSpec(name="hidden", dtype="float32", shape=("batch", "tokens", 4)),
+    ),
+)
+
+
+def in_file(path: Path, kind: str, inputs: Any = ONE_IN, outputs: Any = ONE_OUT, **fields: Any) -> TorchModel:
+    signature = Signature(inputs=tuple(inputs), outputs=tuple(outputs))
+    return sealed(TorchModel.at(path, **{"format": kind, "signature": signature, **fields}))
+
+
+def scripted(network: torch.nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+        torch.jit.save(torch.jit.script(network.eval()), path)
+    return path
+
+
+def programmed(path: Path, network: torch.nn.Module, *args: Any, dynamic: Any, **kwargs: Any) -> Path:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`isinstance", category=FutureWarning)
+        torch.export.save(torch.export.export(network.eval(), args, kwargs, dynamic_shapes=dynamic), path)
+    return path
+
+
+def test_exported_program_becomes_the_same_graph_as_its_builder(
+    exported: Any, digits_torch: TorchModel, context: Any, tmp_path: Path
+) -> None:
+    with torch_source(digits_torch) as built:
+        network = built.module
+        batch = torch.export.Dim("batch")
+        path = programmed(
+            tmp_path / "digits.pt2", network, image=torch.zeros(4, 1, 8, 8), dynamic={"image": {0: batch}}
+        )
+    said: list[str] = []
+    signature = digits_torch.signature
+    model = in_file(path, "exported-program", signature.inputs, signature.outputs)
+    stage = TorchExport(Options())
+    outputs = stage.run(Inputs(model=model), context(log=said.append))
+    assert {verdict.outcome for verdict in stage.judge(outputs, JudgeContext())} == {Outcome.PASS}
+    assert said == []
+    image = np.random.default_rng(0).random((5, 1, 8, 8)).astype(np.float32)
+    first, second = (
+        onnxruntime.InferenceSession(made.model.path).run(None, {"image": image})[0]
+        for made in (exported[1], outputs)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_exported_program_takes_inputs_by_name_and_gives_outputs_by_name(
+    context: Any, tmp_path: Path
+) -> None:
+    batch, tokens = torch.export.Dim("b"), torch.export.Dim("t", min=2, max=64)
+    shape = {0: batch, 1: tokens}
+    path = programmed(
+        tmp_path / "two.pt2", Two(), torch.ones(4, 6, dtype=torch.int64), mask=torch.ones(4, 6),
+        dynamic={"ids": shape, "mask": shape},
+    )  # fmt: skip
+    outputs = export(in_file(path, "exported-program", TOKENS.inputs, TOKENS.outputs), context)
+    session = onnxruntime.InferenceSession(outputs.model.path)
+    feed = {"ids": np.full((2, 5), 3, np.int64), "mask": np.eye(2, 5, dtype=np.float32)}
+    pooled, hidden = session.run(["pooled", "hidden"], feed)
+    np.testing.assert_array_equal(pooled, [[3], [3]])
+    assert hidden.shape == (2, 5, 4)
+
+
+def test_exported_program_of_one_batch_size_cannot_vary(context: Any, tmp_path: Path) -> None:
+    path = programmed(tmp_path / "net.pt2", torch.nn.Linear(4, 3), torch.zeros(4, 4), dynamic=None)
+    with pytest.raises(
+        StageError,
+        match=r"^the model's forward fails on x float32\[1, 4\]: RuntimeError: Expected input at .* to be equal to 4",
+    ):
+        export(in_file(path, "exported-program"), context)
+
+
+def test_exported_program_with_other_inputs_is_named(context: Any, tmp_path: Path) -> None:
+    path = programmed(tmp_path / "net.pt2", torch.nn.Linear(4, 3), torch.zeros(4, 4), dynamic=None)
+    two = [*ONE_IN, TensorSpec(name="z", dtype="float32", shape=("batch", 4))]
+    with pytest.raises(
+        StageError, match=r"^the model's forward fails on x float32\[4, 4\], z float32\[4, 4\]: "
+    ):
+        export(in_file(path, "exported-program", two), context)
+
+
+@pytest.mark.parametrize("network", [Branch, Loop])
+def test_torchscript_answers_the_same_on_both_ways_through_torch(
+    network: Callable[[], torch.nn.Module], context: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    said: list[str] = []
+    model = in_file(scripted(network(), tmp_path / "net.pt"), "torchscript")
+    stage = TorchExport(Options(opset=20))
+    outputs = stage.run(Inputs(model=model), context(log=said.append))
+    assert {verdict.outcome for verdict in stage.judge(outputs, JudgeContext())} == {Outcome.PASS}
+    graph_ops = {node.op_type for node in onnx.load(outputs.model.path).graph.node}
+    if network is Loop:
+        assert "Loop" in graph_ops
+        assert [line.partition(":")[0] for line in said] == ["TorchScript"]
+        assert "prim::Loop; exported by torch's exporter for TorchScript instead" in said[0]
+    else:
+        assert "If" in graph_ops
+        assert said == []
+
+
+def test_torchscript_that_only_the_old_exporter_takes_ends_at_its_opset(context: Any, tmp_path: Path) -> None:
+    model = in_file(scripted(Loop(), tmp_path / "net.pt"), "torchscript")
+    with pytest.raises(StageError) as caught:
+        export(model, context, opset=21)
+    assert str(caught.value) == (
+        "only torch's exporter for TorchScript takes this model (RuntimeError: TS2EPConverter failed for node "
+        "prim::Loop), and that goes up to opset 20; set `opset: 20`, or save the model with torch.export.save (.pt2)"
+    )
+
+
+def test_pickled_module_is_exported_where_it_is_trusted(context: Any, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(4, 3), tmp_path / "net.pt")
+    with pytest.raises(StageError, match=r"^net\.pt is a pickle, which can run any code "):
+        export(in_file(tmp_path / "net.pt", "pickle"), context)
+    outputs = export(in_file(tmp_path / "net.pt", "pickle", trusted=True), context)
+    assert outputs.report.metrics["parity.max_abs_error"] < 1e-5
+
+
+def test_builder_with_a_state_dict_is_exported(source: Any, context: Any) -> None:
+    model = source(LINEAR, weights="w.pt")
+    torch.save({"weight": torch.ones(3, 4), "bias": torch.zeros(3)}, model.root / "w.pt")
+    outputs = export(model, context)
+    session = onnxruntime.InferenceSession(outputs.model.path)
+    np.testing.assert_array_equal(session.run(None, {"x": np.ones((1, 4), np.float32)})[0], [[4, 4, 4]])
+
+
+def test_program_that_is_cut_off_is_named(context: Any, tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(StageError) as caught:
+        export(in_file(tmp_path / "net.pt2", "exported-program"), context)
+    assert str(caught.value) == (
+        "net.pt2 is not a whole .pt2 archive: File is not a zip file; save the program again with torch.export.save"
     )

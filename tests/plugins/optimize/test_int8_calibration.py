@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from shipctl.errors import StageError
+from shipctl.errors import SpecError, StageError
 from shipctl.signature import Signature, TensorSpec
 from shipctl.stages.artifacts import Dataset, OnnxModel
-from shipctl.stages.context import JudgeContext
+from shipctl.stages.context import CheckContext, JudgeContext
 from shipctl.stages.verdicts import Outcome
 from shipctl.testing.conformance import StageConformance
+from shipctl.testing.samples import sealed
 from shipctl_plugins.optimize import int8_calibration
-from shipctl_plugins.optimize.int8_calibration import Inputs, Int8Calibration, Options, Outputs
+from shipctl_plugins.optimize._quantized import Outputs
+from shipctl_plugins.optimize.int8_calibration import Inputs, Int8Calibration, Options
 
 
 class TestConformance(StageConformance):
@@ -114,11 +117,54 @@ def test_documented_options_give_what_tensorrt_parses(
     assert all(constants[name].data_type == TensorProto.FLOAT for name in biases)
 
 
-def test_excluded_node_stays_in_floating_point(
+def test_only_chosen_operators_are_quantised(
     digits_onnx: OnnxModel, calibration: Dataset, context: Any
 ) -> None:
     outputs = quantize(digits_onnx, calibration, context, op_types=["Conv"])
     assert outputs.report.details["quantized"] == [{"op_type": "Conv", "quantized": 4, "before": 4}]
+
+
+def test_excluded_node_stays_in_floating_point(
+    digits_onnx: OnnxModel, calibration: Dataset, context: Any
+) -> None:
+    """Nodes without a name are called by their operator and their number."""
+    outputs = quantize(digits_onnx, calibration, context, exclude=["Conv_2"])
+    assert outputs.report.metrics["quantized.nodes"] == 4
+    node = next(node for node in onnx.load(outputs.model.path).graph.node if "w1" in node.input)
+    assert list(node.input) == ["r0", "w1", "b1"]
+
+
+def test_excluded_node_is_found_after_fusion(onnx_model: Any, dataset: Any, context: Any) -> None:
+    """ONNX Runtime makes one Gemm of a MatMul and an Add before it quantises."""
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 4)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 4)),),
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Add", ["h", "b"], ["r"], name="bias"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], name="second"),
+    ]
+    eye = np.eye(4, dtype=np.float32)
+    model = onnx_model(nodes, {"w": eye, "v": eye, "b": np.ones(4, np.float32)}, signature)
+    data = dataset("calibration", x=np.random.default_rng(0).random((9, 4)).astype(np.float32))
+    for name in ("first", "second"):
+        outputs = quantize(model, data, context, exclude=[name], min_top1=None)
+        kept = {"first": "w", "second": "v"}[name]
+        assert outputs.report.metrics["quantized.nodes"] == 1
+        assert kept in {tensor.name for tensor in onnx.load(outputs.model.path).graph.initializer}
+
+
+def test_unknown_node_in_exclude_is_named(digits_onnx: OnnxModel, calibration: Dataset, context: Any) -> None:
+    with pytest.raises(
+        StageError, match=r"^`exclude` names node 'conv9', which the graph does not have; it has "
+    ):
+        quantize(digits_onnx, calibration, context, exclude=["conv9"])
+
+
+def test_fewer_samples_pass_on_request(digits_onnx: OnnxModel, calibration: Dataset, context: Any) -> None:
+    outputs = quantize(digits_onnx, calibration, context, samples=2, min_samples=2)
+    assert outputs.report.metrics["quantized.samples"] == 2
 
 
 def test_at_most_so_many_samples_are_used(digits_onnx: OnnxModel, calibration: Dataset, context: Any) -> None:
@@ -149,7 +195,7 @@ def test_graph_without_weights_fails(onnx_model: Any, dataset: Any, context: Any
         outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 4)),),
     )
     model = onnx_model([helper.make_node("Relu", ["x"], ["y"])], {}, signature)
-    data = dataset("calibration", x=np.ones((3, 4), np.float32))
+    data = dataset("calibration", x=np.eye(8, 4, dtype=np.float32))
     with pytest.raises(StageError) as caught:
         quantize(model, data, context)
     assert str(caught.value) == (
@@ -206,6 +252,15 @@ def test_graph_that_onnx_runtime_breaks_by_itself_gets_advice(
          "calibration data: array 'image' is <U1, the model takes image: float32[batch, 1, 8, 8]"),
         ({"image": np.zeros((0, 1, 8, 8), np.float32)},
          "calibration data is empty; give some hundred samples of what the model will see"),
+        ({"image": np.zeros((1, 1, 8, 8), np.float32)},
+         ("calibration data has 1 sample, at least 8 are asked for (`min_samples`); give some hundred of what the "
+          "model will see")),
+        ({"image": np.where(np.arange(20) == 9, np.nan, 0).reshape(20, 1, 1, 1) * np.ones((1, 1, 8, 8), np.float32)},
+         ("calibration data: array 'image' has values that are NaN or infinite (first in sample 9), which make no "
+          "range; remove those samples")),
+        ({"image": np.full((20, 1, 8, 8), 0.5, np.float32)},
+         ("calibration data: array 'image' is 0.5 everywhere, which makes no range; give samples of what the model "
+          "will see")),
     ],
 )  # fmt: skip
 def test_data_that_does_not_fit_is_named(
@@ -220,7 +275,8 @@ def test_file_that_is_no_npz_is_named(digits_onnx: OnnxModel, tmp_path: Path, co
     path = tmp_path / "data.npz"
     path.write_bytes(b"rubbish")
     with pytest.raises(
-        StageError, match=r"^calibration data data\.npz is not an \.npz file of plain arrays: "
+        StageError,
+        match=r"^calibration data data\.npz is no \.npz file, or is cut off; write it with numpy\.savez$",
     ):
         quantize(digits_onnx, Dataset.at(path, role="calibration"), context)
 
@@ -237,7 +293,49 @@ def test_graph_of_an_old_opset_fails(onnx_model: Any, dataset: Any, context: Any
         opset=11,
     )
     with pytest.raises(StageError) as caught:
-        quantize(model, dataset("calibration", x=np.ones((3, 4), np.float32)), context)
+        quantize(model, dataset("calibration", x=np.eye(8, 4, dtype=np.float32)), context)
     assert str(caught.value) == (
         "the graph has opset 11, scales per channel came with 13; export it with a newer opset"
     )
+
+
+def check(**options: Any) -> None:
+    stage = Int8Calibration(Options(**options))
+    stage.check(CheckContext(project=Path(), pipeline="test"))
+
+
+def test_operators_that_are_not_quantised_are_told_at_plan_time() -> None:
+    check(op_types=("Conv", "Gemm", "MatMul"))
+    with pytest.raises(SpecError) as caught:
+        check(op_types=("Conv", "MatMull"))
+    assert str(caught.value) == "op_types: ONNX Runtime does not quantise MatMull; did you mean MatMul?"
+    with pytest.raises(SpecError, match=r"^op_types: ONNX Runtime does not quantise Zzz; it takes Add, "):
+        check(op_types=("Zzz",))
+
+
+def test_opset_that_the_runtime_does_not_take_is_named(
+    digits_onnx: OnnxModel, calibration: Dataset, context: Any, tmp_path: Path
+) -> None:
+    newer = onnx.load(digits_onnx.path)
+    newer.opset_import[0].version = 99
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "model.onnx").write_bytes(newer.SerializeToString())
+    model = sealed(OnnxModel.at(tmp_path / "newer", signature=digits_onnx.signature))
+    with pytest.raises(StageError) as caught:
+        quantize(model, calibration, context)
+    assert re.fullmatch(
+        r"the graph has opset 99, ONNX Runtime [\d.]+ takes up to (\d+); export the model with opset \1",
+        str(caught.value),
+    )
+
+
+def test_tensor_that_is_no_number_is_named(onnx_model: Any, dataset: Any, context: Any) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 4)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 4)),),
+    )
+    nodes = [helper.make_node("Log", ["x"], ["l"]), helper.make_node("MatMul", ["l", "w"], ["y"])]
+    model = onnx_model(nodes, {"w": np.eye(4, dtype=np.float32)}, signature)
+    data = dataset("calibration", x=np.eye(8, 4, dtype=np.float32) - 0.5)
+    with pytest.raises(StageError, match=r"^tensor '[ly]' becomes NaN or infinite on calibration data, "):
+        quantize(model, data, context)

@@ -71,6 +71,40 @@ def test_zero_outputs_are_alike() -> None:
     assert compare([[0.0, 0.0]], [[0.0, 1.0]])["parity.cosine"] == 0
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1)])
+def test_numbers_that_are_off_are_not_alike_because_their_sign_is_the_same(shape: tuple[int, ...]) -> None:
+    before, after = np.array([1.0, 2.0, 4.0]).reshape(shape), np.array([2.0, 3.0, 1.0]).reshape(shape)
+    assert compare(before, after)["parity.cosine"] == pytest.approx(1 - 11 / (2 * 21))
+    assert compare(before, -before)["parity.cosine"] == -1
+    assert compare(before, before)["parity.cosine"] == 1
+
+
+def test_numbers_are_alike_over_all_runs_together() -> None:
+    measured = Parity()
+    measured.add("one near zero", {"y": np.array([[0.001]])}, {"y": np.array([[0.011]])})
+    measured.add("others", {"y": np.array([[3.0], [4.0]])}, {"y": np.array([[3.0], [4.0]])})
+    assert measured.metrics()["parity.cosine"] == pytest.approx(1, abs=1e-5)
+    assert compare([[0.0], [0.0]], [[0.0], [0.0]])["parity.cosine"] == 1
+    assert compare([[0.0], [0.0]], [[0.0], [1.0]])["parity.cosine"] == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [([0, 1, 2, 3], [0, 1, 2, 9]), ([[0], [1], [2], [3]], [[0], [1], [2], [9]]),
+     (["a", "b", "c", "d"], ["a", "b", "c", "x"]), ([True, False, True, True], [True, False, True, False])],
+)  # fmt: skip
+def test_classes_are_the_same_or_not(before: Any, after: Any) -> None:
+    found = compare(before, after)
+    assert (found["parity.top1"], found["parity.cosine"], found["parity.max_rel_error"]) == (0.75, 1, 0)
+    assert found["parity.max_abs_error"] >= 1
+    assert judge(found, ParityOptions(min_cosine=0.9, min_top1=0.9))["parity.top1"] is Outcome.FAIL
+    assert compare(before, before)["parity.max_abs_error"] == 0
+
+
+def test_texts_of_another_shape_never_pass() -> None:
+    assert set(judge(compare(["a", "b"], ["a"]), ExactParityOptions()).values()) == {Outcome.ERROR}
+
+
 def test_model_without_classes_is_not_judged_by_top1_unless_asked() -> None:
     metrics = compare([[1.0], [2.0]], [[1.0], [2.0]])
     assert "parity.top1" not in metrics

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from shipctl.errors import StageError, UnavailableError
 from shipctl.signature import Signature, TensorSpec
@@ -17,6 +17,7 @@ from shipctl.stages.artifacts import Artifact, Dataset, OnnxModel, TorchModel
 from shipctl.stages.context import CheckContext, JudgeContext, Objectives, Upstream
 from shipctl.stages.verdicts import Outcome
 from shipctl.testing.conformance import StageConformance
+from shipctl.testing.samples import sealed
 from shipctl_plugins.qualify.evaluate import Evaluate, Inputs, Options, Outputs
 
 
@@ -29,6 +30,12 @@ class TestConformance(StageConformance):
     def inputs(self, tmp_path: Path) -> Mapping[str, Artifact | list[Artifact] | None]:
         """Without a source model, which would need torch."""
         return {**super().inputs(tmp_path), "reference": None}
+
+
+DIGITS = Signature(
+    inputs=(TensorSpec(name="image", dtype="float32", shape=("batch", 1, 8, 8)),),
+    outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 10)),),
+)
 
 
 @pytest.fixture
@@ -206,7 +213,16 @@ def test_model_with_a_fixed_batch_is_filled_up(onnx_model: Any, dataset: Any, co
         ({"x": np.eye(2, dtype=np.float32), "label": np.array([[0, 1, 2], [0, 1, 2]])}, {},
          "outputs of shape [2, 2] are no answers to labels of shape [2, 3]"),
         ({"x": np.eye(2, dtype=np.float32), "label": np.array([0.5, 1.0])}, {},
-         "outputs of shape [2, 2] are no answers to labels of shape [2]"),
+         ("outputs of shape [2, 2] are no answers to labels of shape [2], which as float64 are values; say "
+          "`task: classification` if they are classes")),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([1, 2])}, {},
+         ("the labels go from 1 to 2, and the output has 2 classes (0 to 1); number the labels like those")),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array([-1, 1])}, {},
+         ("the labels go from -1 to 1, and the output has 2 classes (0 to 1); number the labels like those")),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.eye(2, dtype=np.int64)}, {},
+         "the labels of shape [2, 2] are one-hot; give class numbers (their argmax)"),
+        ({"x": np.eye(2, dtype=np.float32), "label": np.array(["a", "b"])}, {},
+         "the labels are texts and the answers numbers; label by numbers or score another output"),
     ],
 )  # fmt: skip
 def test_data_that_does_not_fit_is_named(
@@ -218,14 +234,171 @@ def test_data_that_does_not_fit_is_named(
 
 
 def test_plan_says_that_torch_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shipctl_plugins.qualify._quality.find_spec", lambda name: None)
     stage = Evaluate(Options())
     stage.check(CheckContext(project=tmp_path, pipeline="p"))
+    source = TorchModel(builder="net.py:build", signature=DIGITS)
     with pytest.raises(UnavailableError) as caught:
         stage.check(
-            CheckContext(project=tmp_path, pipeline="p", inputs={"reference": (Upstream("model", ""),)})
+            CheckContext(
+                project=tmp_path,
+                pipeline="p",
+                inputs={"reference": (Upstream("model", "", artifact=source),)},
+            )
         )
     assert str(caught.value) == (
         "comparing with the source model needs torch: pip install 'shipctl[torch]', "
         "or leave this stage's `reference` input out"
+    )
+
+
+# -- pairs, and the drop of other metrics ---------------------------------------------------------------------------
+
+PAIRS = np.array([[1, 0], [1, 0.1], [1, 0], [0.5, 1], [1, 0], [-1, 0.2]], np.float32)
+GRADES = np.array([5, 5, 3, 3, 0, 0], np.float32)
+
+
+def test_order_of_pairs_is_scored(identity: Any, dataset: Any, context: Any) -> None:
+    outputs = evaluate(identity(2), dataset(x=PAIRS, label=GRADES), context, task="pairs")
+    assert outputs.report.metrics["spearman"] == pytest.approx(1)
+    assert 0.9 < outputs.report.metrics["pearson"] < 1
+    said = judge(outputs, data={"evaluation": {"metric": "spearman", "min": 0.9}})
+    assert said["spearman"][0] is Outcome.PASS
+    turned = evaluate(identity(2), dataset(x=PAIRS, label=GRADES[::-1].copy()), context, task="pairs")
+    assert turned.report.metrics["spearman"] == pytest.approx(-1)
+    assert judge(turned, {"min": 0.9})["spearman"][0] is Outcome.FAIL
+
+
+def test_pairs_of_different_labels_are_named(identity: Any, dataset: Any, context: Any) -> None:
+    with pytest.raises(StageError) as caught:
+        evaluate(identity(2), dataset(x=PAIRS, label=np.arange(6.0)), context, task="pairs")
+    assert str(caught.value) == (
+        "evaluation data: labels of shape [6] are not those of pairs: samples 2i and 2i + 1 have to have the same one"
+    )
+
+
+def test_pairs_with_nan_do_not_pass(identity: Any, dataset: Any, context: Any) -> None:
+    broken = PAIRS.copy()
+    broken[1] = np.nan
+    said = judge(evaluate(identity(2), dataset(x=broken, label=GRADES), context, task="pairs"), {"min": 0.1})
+    assert said["spearman"] == (Outcome.ERROR, "spearman is nan, >= 0.1 cannot be decided")
+
+
+@pytest.fixture
+def doubling(tmp_path: Path) -> Callable[[int, float], TorchModel]:
+    """A source model that gives its input times a factor."""
+
+    def make(width: int, factor: float) -> TorchModel:
+        (tmp_path / "net.py").write_text(
+            "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+            f"        return x * torch.tensor({factor})\ndef build():\n    return Net()\n"
+        )
+        signature = Signature(
+            inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", width)),),
+            outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", width)),),
+        )
+        return sealed(TorchModel.at(tmp_path / "net.py", builder="net.py:build", signature=signature))
+
+    return make
+
+
+@pytest.mark.torch
+def test_drop_of_an_error_is_its_increase(identity: Any, dataset: Any, context: Any, doubling: Any) -> None:
+    data = dataset(x=np.array([[1], [2]], np.float32), target=np.array([1.8, 3.6]))
+    outputs = evaluate(identity(1), data, context, reference=doubling(1, 2.0))
+    metrics = outputs.report.metrics
+    assert metrics["rmse"] == pytest.approx(4 * metrics["rmse_source"], rel=1e-5)
+    assert metrics["rmse_drop"] == metrics["accuracy_drop"] == pytest.approx(3, rel=1e-4)
+    assert outcomes(outputs, budget={"accuracy_drop": 0.5})["accuracy_drop"] is Outcome.FAIL
+    mae = outcomes(outputs, budget={"accuracy_drop": 4}, data={"evaluation": {"metric": "mae"}})
+    assert mae["mae_drop"] is Outcome.PASS
+
+
+@pytest.mark.torch
+def test_drop_of_the_order_of_pairs_is_a_difference(
+    identity: Any, dataset: Any, context: Any, doubling: Any
+) -> None:
+    outputs = evaluate(
+        identity(2), dataset(x=PAIRS, label=GRADES), context, reference=doubling(2, 3.0), task="pairs"
+    )
+    assert outputs.report.metrics["spearman_source"] == pytest.approx(1)
+    assert outputs.report.metrics["accuracy_drop"] == pytest.approx(0)
+
+
+@pytest.mark.torch
+def test_budget_bounds_the_drop_of_the_metric_that_is_judged(
+    digits_onnx: OnnxModel, digits_torch: TorchModel, evaluation: Dataset, context: Any
+) -> None:
+    outputs = evaluate(digits_onnx, evaluation, context, reference=digits_torch)
+    said = outcomes(outputs, budget={"accuracy_drop": 0.005}, data={"evaluation": {"metric": "f1.macro"}})
+    assert said["f1.macro_drop"] is Outcome.PASS
+    assert "accuracy_drop" not in said
+
+
+@pytest.fixture
+def naming(tmp_path: Path) -> OnnxModel:
+    """A model that answers with texts: `a`, `b` or `c`, the place of the largest `x`."""
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["place"], axis=-1, keepdims=0),
+        helper.make_node("Gather", ["names", "place"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, ["batch"])],
+        [numpy_helper.from_array(np.array(["a", "b", "c"], dtype=object), "names")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "naming").mkdir()
+    (tmp_path / "naming" / "model.onnx").write_bytes(model.SerializeToString())
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 3)),),
+        outputs=(TensorSpec(name="y", dtype="string", shape=("batch",)),),
+    )
+    return sealed(OnnxModel.at(tmp_path / "naming", signature=signature))
+
+
+def test_texts_are_answers_to_texts(naming: OnnxModel, dataset: Any, context: Any) -> None:
+    outputs = evaluate(
+        naming, dataset(x=np.eye(3, dtype=np.float32), label=np.array(["a", "b", "b"])), context
+    )
+    assert outputs.report.metrics["accuracy"] == pytest.approx(2 / 3)
+    assert [row["class"] for row in outputs.report.details["classes"]] == ["a", "b", "c"]
+    with pytest.raises(StageError) as caught:
+        evaluate(naming, dataset(x=np.eye(3, dtype=np.float32), label=np.array([0, 1, 2])), context)
+    assert str(caught.value) == (
+        "the labels are numbers and the answers texts; label by texts or score another output"
+    )
+
+
+def test_output_that_the_graph_does_not_have_is_named(identity: Any, dataset: Any, context: Any) -> None:
+    model = identity(2)
+    renamed = model.signature.outputs[0].model_copy(update={"name": "scores"})
+    other = model.model_copy(
+        update={"signature": Signature(inputs=model.signature.inputs, outputs=(renamed,))}
+    )
+    with pytest.raises(StageError) as caught:
+        evaluate(
+            other.located(model.root), dataset(x=np.eye(2, dtype=np.float32), label=np.array([0, 1])), context
+        )
+    assert str(caught.value) == (
+        "the model gives no output 'scores', only y; correct `outputs` below `model`"
+    )
+
+
+@pytest.mark.parametrize("names", [["cat", "eel", "cat"], ["cat", "dog", "eel"]])
+def test_names_are_numbers_only_where_no_class_is_missing(
+    identity: Any, context: Any, tmp_path: Path, names: list[str]
+) -> None:
+    rows = "".join(f"{int(i == 0)},{int(i == 1)},{int(i == 2)},{name}\n" for i, name in enumerate(names))
+    (tmp_path / "pets.csv").write_text(f"a,b,c,label\n{rows}")
+    data = sealed(Dataset.at(tmp_path / "pets.csv", role="evaluation", format="csv"))
+    if len(set(names)) == 3:
+        assert evaluate(identity(3), data, context).report.metrics["accuracy"] == 1
+        return
+    with pytest.raises(StageError) as caught:
+        evaluate(identity(3), data, context)
+    assert str(caught.value) == (
+        "evaluation data has 2 classes by name (cat, eel) and output 'y' 3: the order of the names does not say which "
+        "is which; give samples of every class, or their numbers as labels"
     )

@@ -12,7 +12,7 @@ import pytest
 
 from shipctl.errors import GateError, SpecError, StageError
 from shipctl.signature import Signature, TensorSpec
-from shipctl.stages.artifacts import FileEntry, OnnxModel, Report
+from shipctl.stages.artifacts import FileEntry, OnnxModel, Report, TensorrtEngine
 from shipctl.stages.context import CheckContext, Objectives, Upstream
 from shipctl.testing.conformance import StageConformance
 from shipctl_plugins.qualify.select import Inputs, Options, Outputs, Select
@@ -126,6 +126,102 @@ def test_candidates_that_are_about_as_good_do_not_depend_on_noise(context: Any) 
     ]
     assert select([BASE, INT8, twin], reports, context).model is INT8
     assert select([BASE, twin, INT8], reports, context).model is twin
+
+
+def test_of_equals_the_simplest_is_chosen(context: Any) -> None:
+    """Fewer steps from the source, then more bits, floats before integers; the declared order comes last."""
+    half, eighth, quarter = (model(10 + n, name, BASE) for n, name in enumerate(("bf16", "fp8", "int4")))
+    pruned = model(14, "fp16", half)
+    everyone = [BASE, quarter, pruned, INT8, eighth, half]
+    speeds = {item.digest: 0.01 for item in everyone} | {BASE.digest: 0.03}
+    for simplest in (half, eighth, INT8, quarter):
+        reports = [report(item, latency__p95=speeds[item.digest]) for item in everyone]
+        assert select(everyone, reports, context).model is simplest
+        speeds[simplest.digest] = 0.02
+    assert (
+        select(everyone, [report(i, latency__p95=speeds[i.digest]) for i in everyone], context).model
+        is pruned
+    )
+
+
+def test_a_better_one_that_is_not_worth_it_says_so(context: Any) -> None:
+    reports = [
+        report(BASE, latency__p95=0.03),
+        report(HALF, latency__p95=0.01),
+        report(INT8, latency__p95=0.0099),
+    ]
+    outputs = select([BASE, INT8, HALF], reports, context)
+    assert outputs.model is HALF
+    assert reasons(outputs)["int8"] == (
+        f"latency.p95 9.9 ms is no improvement by 2% on 10 ms of fp16 {HALF.digest[:12]}, which is simpler"
+    )
+
+
+def test_only_so_many_are_tried(context: Any) -> None:
+    reports = [report(BASE, latency__p95=0.03), report(INT8, latency__p95=0.01)]
+    outputs = select([BASE, INT8], reports, context, max_trials=1)
+    assert outputs.model is BASE
+    assert reasons(outputs)["int8"] == "not tried: max_trials is 1"
+    assert Select(Options(objective="size", max_trials=3)).limits() == {"models": 3}
+    assert Select(Options(objective="size")).limits() == {}
+
+
+def test_parity_is_found_in_the_reports_of_the_stages_that_made_the_candidates(context: Any) -> None:
+    reports = [report(HALF, None, parity__cosine=0.99999), report(INT8, None, parity__cosine=0.97)]
+    outputs = select([BASE, HALF, INT8], reports, context, "size", subject_to=["parity.cosine >= 0.98"])
+    assert outputs.model is HALF
+    assert reasons(outputs)["int8"] == "parity.cosine 0.97 is not >= 0.98"
+    assert reasons(outputs)["fp32"].startswith("size 1000, the chosen"), "it is what others are compared with"
+
+
+def test_front_between_objective_and_accuracy(context: Any) -> None:
+    wrong, beside = model(20, "int4", BASE), model(21, "int8", BASE)
+    reports = [
+        report(BASE, latency__p95=0.03, accuracy_drop=0.0, accuracy=0.99),
+        report(HALF, latency__p95=0.04, accuracy_drop=0.0, accuracy=0.99),
+        report(INT8, latency__p95=0.02, accuracy_drop=0.004, accuracy=0.986),
+        report(wrong, latency__p95=0.01, accuracy_drop=0.5, accuracy=0.49),
+        report(beside, latency__p95=0.02, accuracy_drop=0.005, accuracy=0.985),
+    ]
+    asked = ["accuracy_drop <= budget.accuracy_drop", "latency.p95 <= slo.latency.p95"]
+    details = select([BASE, HALF, INT8, wrong, beside], reports, context, subject_to=asked).report.details
+    assert [(row["x"], row["y"], row["on_front"], row["chosen"]) for row in details["pareto"]] == [
+        (0.03, 0.0, True, False), (0.04, 0.0, False, False), (0.02, 0.004, True, True), (0.01, 0.5, True, False),
+        (0.02, 0.005, False, False),
+    ]  # fmt: skip
+    assert details["pareto_axes"] == {
+        "x": {
+            "metric": "latency.p95",
+            "direction": "minimize",
+            "bounds": [{"text": asked[1], "value": 0.02}],
+        },
+        "y": {
+            "metric": "accuracy_drop",
+            "direction": "minimize",
+            "bounds": [{"text": asked[0], "value": 0.005}],
+        },
+    }
+
+
+def test_front_against_size_where_nobody_knows_the_accuracy(context: Any) -> None:
+    reports = [report(BASE, latency__p95=0.03), report(HALF, latency__p95=0.02)]
+    details = select([BASE, HALF, INT8], reports, context).report.details
+    assert [(row["y"], row["chosen"]) for row in details["pareto"]] == [(1000.0, False), (500.0, True)]
+    assert details["pareto_axes"]["y"]["metric"] == "size"
+
+
+def test_engine_is_a_candidate_that_is_never_handed_on(context: Any) -> None:
+    engine = TensorrtEngine(
+        files=(FileEntry(path="model.plan", sha256="1" * 64, size=10),), signature=SIGNATURE,
+        flavor="tensorrt-rtx", version="1.7.1", compute_capabilities=("8.9",), precision="fp16",
+    )  # fmt: skip
+    assert select([BASE, engine], [], context, "size").model is BASE  # type: ignore[list-item]
+    outputs = select([BASE, engine], [report(BASE, latency__p95=0.03)], context)  # type: ignore[list-item]
+    assert reasons(outputs)["fp16"] == "no report about it has latency.p95"
+    outputs = select([BASE, engine], [], context, "size")  # type: ignore[list-item]
+    assert reasons(outputs)["fp16"].startswith(
+        "it is a TensorRT engine, and what is handed on here is an ONNX model"
+    )
 
 
 def test_nearest_surviving_ancestor_is_the_bar(context: Any) -> None:
@@ -271,7 +367,8 @@ def test_plan_says_which_check_a_constraint_lacks() -> None:
     with pytest.raises(SpecError) as caught:
         plan("latency.*", subject_to=["gpu.memory <= 1GB"])
     assert str(caught.value) == (
-        "no stage before this one reports 'gpu.memory'; add the stage that does to its `needs`"
+        "no stage before this one reports 'gpu.memory'; add the stage that does to its `needs`. "
+        "Reported are: checks: latency.*"
     )
 
 

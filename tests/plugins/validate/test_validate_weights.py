@@ -13,10 +13,18 @@ import onnx
 import pytest
 from onnx import helper
 
-from shipctl.errors import StageError
+from shipctl.errors import SpecError, StageError
 from shipctl.signature import Signature, TensorSpec
-from shipctl.stages.artifacts import Artifact, OnnxModel, TorchModel
-from shipctl.stages.context import JudgeContext
+from shipctl.stages.artifacts import (
+    Artifact,
+    FileEntry,
+    HuggingFaceModel,
+    OnnxModel,
+    SklearnModel,
+    TensorflowModel,
+    TorchModel,
+)
+from shipctl.stages.context import CheckContext, JudgeContext, Upstream
 from shipctl.stages.verdicts import Outcome
 from shipctl.testing.conformance import StageConformance
 from shipctl.testing.samples import sealed, tiny_onnx_model
@@ -60,7 +68,7 @@ def torch_model(tmp_path: Path) -> Any:
     return make
 
 
-def look(model: TorchModel | OnnxModel, context: Any, **options: Any) -> tuple[Outputs, dict[str, Outcome]]:
+def look(model: Any, context: Any, **options: Any) -> tuple[Outputs, dict[str, Outcome]]:
     stage = ValidateWeights(Options(**options))
     outputs = stage.run(Inputs(model=model), context())
     return outputs, {verdict.gate: verdict.outcome for verdict in stage.judge(outputs, JudgeContext())}
@@ -288,3 +296,64 @@ def test_file_that_is_no_onnx_model_is_one_clear_error(tmp_path: Path, context: 
     model = sealed(OnnxModel.at(tmp_path, signature=SIGNATURE, opset=21))
     with pytest.raises(StageError, match=r"^model\.onnx cannot be read as an ONNX model: "):
         look(model, context)
+
+
+def test_every_safetensors_file_of_a_hugging_face_folder_is_looked_at(tmp_path: Path, context: Any) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    bad = GOOD["fc.weight"].copy()
+    bad[0, 0] = np.nan
+    for number, weight in ((1, GOOD["fc.weight"]), (2, bad)):
+        name = tmp_path / f"model-0000{number}-of-00002.safetensors"
+        safetensors.save_file({f"layer.{number}.weight": weight}, name)
+    outputs, outcomes = look(sealed(HuggingFaceModel.at(tmp_path, signature=SIGNATURE)), context)
+    assert [row["name"] for row in outputs.report.details["tensors"]] == ["layer.1.weight", "layer.2.weight"]
+    assert outputs.report.metrics["weights.parameters"] == 24
+    assert outcomes["weights.nan"] is Outcome.FAIL
+
+
+def entry(path: str) -> FileEntry:
+    return FileEntry(path=path, sha256="0" * 64, size=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "what", "exporter"),
+    [
+        (TensorflowModel(format="keras", signature=SIGNATURE), "a TensorFlow model", "tf2onnx"),
+        (SklearnModel(format="skops", signature=SIGNATURE), "a scikit-learn model", "sklearn-export"),
+        (TorchModel(format="exported-program", signature=SIGNATURE), "a .pt2 file", "torch-export"),
+        (TorchModel(format="torchscript", signature=SIGNATURE), "a torchscript file", "torch-export"),
+        (
+            TorchModel(builder="model.py:build", weights="w.pt", signature=SIGNATURE),
+            "w.pt, which is no safetensors file,",
+            "torch-export",
+        ),
+        (
+            HuggingFaceModel(files=(entry("pytorch_model.bin"),), signature=SIGNATURE),
+            "a Hugging Face folder without safetensors",
+            "hf-export",
+        ),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_weights_that_cannot_be_looked_at_are_refused_in_the_plan_and_later(
+    tmp_path: Path, context: Any, model: Any, what: str, exporter: str
+) -> None:
+    ctx = CheckContext(
+        project=tmp_path, pipeline="p", inputs={"model": (Upstream("model", "", artifact=model),)}
+    )
+    stage = ValidateWeights(Options())
+    with pytest.raises(SpecError) as planned:
+        stage.check(ctx)
+    assert str(planned.value) == (
+        f"the weights of {what} cannot be looked at before there is a graph of it; put this stage after `{exporter}`"
+    )
+    with pytest.raises(StageError) as ran:
+        stage.run(Inputs(model=model), context())
+    assert str(ran.value) == str(planned.value)
+
+
+def test_weights_that_can_be_looked_at_pass_the_plan(tmp_path: Path, torch_model: Any) -> None:
+    models = (torch_model(**GOOD), TorchModel(builder="m.py:build", signature=SIGNATURE), None)
+    for model in models:
+        inputs = {"model": (Upstream("model", "", artifact=model),)}
+        ValidateWeights(Options()).check(CheckContext(project=tmp_path, pipeline="p", inputs=inputs))
