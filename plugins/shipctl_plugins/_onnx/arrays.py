@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shipctl.errors import StageError
@@ -199,19 +199,27 @@ def random_inputs(
     """
     import numpy as np
 
-    varying = list(
-        dict.fromkeys(size for spec in signature.inputs for size in spec.shape if isinstance(size, str))
-    )
-    if unknown := [name for name in dimensions or () if name not in varying]:
-        there = ", ".join(varying) or "none"
-        message = f"`dimensions` names {unknown[0]!r}, which varies in no input of the model; those that do: {there}"
-        raise StageError(message)
+    require_dimensions(signature, dimensions or ())
     rng = np.random.default_rng([seed, batch])
     sizes = dict(dimensions or {})
     for spec in signature.inputs:
         if spec.is_batched:
             sizes[str(spec.shape[0])] = batch
     return {spec.name: _random(spec, sizes, rng) for spec in signature.inputs}
+
+
+def require_dimensions(signature: Signature, names: Iterable[str]) -> None:
+    """See that the dimensions that `dimensions` names are there.
+
+    :raises StageError: naming one that varies in no input
+    """
+    varying = list(
+        dict.fromkeys(size for spec in signature.inputs for size in spec.shape if isinstance(size, str))
+    )
+    if unknown := [name for name in names if name not in varying]:
+        there = ", ".join(varying) or "none"
+        message = f"`dimensions` names {unknown[0]!r}, which varies in no input of the model; those that do: {there}"
+        raise StageError(message)
 
 
 def have_random_values(signature: Signature) -> bool:

@@ -82,6 +82,7 @@ def cases(
 
     What an answer turns over on noise says little about what the model will see.
     """
+    arrays.require_dimensions(signature, options.dimensions)
     sizes = arrays.batch_sizes(signature, options.batches)
     if calibration is not None:
         yield from arrays.sample_batches(calibration, signature, options.samples, max(sizes))

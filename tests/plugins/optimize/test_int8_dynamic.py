@@ -193,3 +193,10 @@ def test_regression_that_is_far_off_does_not_pass(onnx_model: Any, context: Any)
     outputs = stage.run(Inputs(model=onnx_model(nodes, weights, one)), context())
     assert outputs.report.metrics["parity.max_rel_error"] > 0.9
     assert {entry.outcome for entry in stage.judge(outputs, JudgeContext())} == {Outcome.FAIL}
+
+
+def test_dimension_that_no_input_has_is_named(mlp: OnnxModel, dataset: Any, context: Any) -> None:
+    with pytest.raises(
+        StageError, match=r"^`dimensions` names 'sequence', which varies in no input of the model"
+    ):
+        quantize(mlp, context, dataset("calibration", x=np.ones((8, 32))), dimensions={"sequence": 4})
