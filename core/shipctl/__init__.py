@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from shipctl.stages.base import (
         API_VERSION,
         Bound,
+        FromSpec,
         NoOptions,
         Phase,
         ReleaseStage,
@@ -125,8 +126,8 @@ _HOMES = {
         "SklearnModel", "SourceModel", "TensorflowModel", "TensorrtEngine", "TorchModel", "TritonRepository",
     ],
     "shipctl.stages.base": [
-        "API_VERSION", "Bound", "NoOptions", "Phase", "ReleaseStage", "ReleaseState", "Serving", "Stage", "StageInputs",
-        "StageOptions", "StageOutputs", "Step",
+        "API_VERSION", "Bound", "FromSpec", "NoOptions", "Phase", "ReleaseStage", "ReleaseState", "Serving", "Stage",
+        "StageInputs", "StageOptions", "StageOutputs", "Step",
     ],
     "shipctl.stages.context": [
         "CheckContext", "JudgeContext", "Lineage", "LineageNode", "LineageSource", "Objectives", "ReleaseContext",
@@ -141,7 +142,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
-    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "HuggingFaceModel",
+    "DelegatedTarget", "Duration", "FileEntry", "Followed", "FromSpec", "GateError", "Hooks", "HuggingFaceModel",
     "JudgeContext", "Lineage", "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions",
     "MetricProvider", "ModelPackage", "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives",
     "Observation", "OnnxModel", "Outcome", "PackageArchive", "Percentage", "Phase", "Plan", "PluginError",

@@ -12,7 +12,7 @@ import shipctl
 
 PUBLIC = {
     "API_VERSION", "Applied", "Artifact", "Backend", "Bound", "Candidate", "Capability", "CheckContext", "Dataset",
-    "DelegatedTarget", "Duration", "FileEntry", "Followed", "GateError", "Hooks", "HuggingFaceModel",
+    "DelegatedTarget", "Duration", "FileEntry", "Followed", "FromSpec", "GateError", "Hooks", "HuggingFaceModel",
     "JudgeContext", "Lineage", "LineageNode", "LineageSource", "LoadedSpec", "MetricContext", "MetricOptions",
     "MetricProvider", "ModelPackage", "ModelSource", "NoOptions", "ObjectInfo", "ObjectStore", "Objectives",
     "Observation", "OnnxModel", "Outcome", "PackageArchive", "Percentage", "Phase", "Plan", "PluginError",

@@ -258,6 +258,8 @@ class GraphBuilder:
         """Return what may feed one input; None after a problem was added."""
         if port.name in stage.inputs:
             return self._chosen(index, stage, port, matrix)
+        if port.from_spec:
+            return self._from_sources(index, stage, port, needs)
         per_need = {need: found for need in needs if (found := self._from_stage(need, port))}
         for need, found in per_need.items():
             outputs = {offer.origin.port for offer in found}

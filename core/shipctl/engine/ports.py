@@ -6,13 +6,16 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from shipctl.errors import PluginError
 from shipctl.records import Record
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import StageInputs
 from shipctl.stages.registry import StageClass
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Port:
     kinds: tuple[type[Artifact], ...]
     many: bool = False
     optional: bool = False
+    from_spec: bool = False
+    """Whether only what the spec itself brings feeds it, unless `inputs:` says otherwise."""
 
     def takes(self, kind: type[Artifact]) -> bool:
         """Whether an artifact of that class fits."""
@@ -51,10 +56,11 @@ def output_ports(stage: StageClass) -> dict[str, Port]:
 def _ports(stage: StageClass, model: type[Record]) -> dict[str, Port]:
     if not model.__pydantic_complete__:
         model.model_rebuild()
-    return {name: _port(stage, name, field.annotation) for name, field in model.model_fields.items()}
+    return {name: _port(stage, name, field) for name, field in model.model_fields.items()}
 
 
-def _port(stage: StageClass, name: str, annotation: Any) -> Port:
+def _port(stage: StageClass, name: str, field: FieldInfo) -> Port:
+    annotation, extra = field.annotation, field.json_schema_extra
     many = get_origin(annotation) in {list, tuple}
     if many:
         annotation = get_args(annotation)[0]
@@ -66,7 +72,8 @@ def _port(stage: StageClass, name: str, annotation: Any) -> Port:
             where = f"{stage.__module__}.{stage.__qualname__}"
             message = f"{where}: {name} is annotated with {kind!r}, which is no artifact class"
             raise PluginError(message)
-    return Port(name, kinds, many=many, optional=optional)
+    from_spec = isinstance(extra, dict) and bool(extra.get("from_spec"))
+    return Port(name, kinds, many=many, optional=optional, from_spec=from_spec)
 
 
 def bundle(

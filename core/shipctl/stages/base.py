@@ -47,7 +47,8 @@ class StageOptions(Record):
 class StageInputs(Record):
     """Base of a stage's inputs; each field is an artifact class, a union of them, ``list[…]`` or ``… | None``.
 
-    A list collects every variant and survivor; an optional one stays None where nothing fits.
+    A list collects every variant and survivor; an optional one stays None where nothing fits. One made with
+    :func:`FromSpec` is fed by what the spec itself brings, and by no stage.
     """
 
 
@@ -72,6 +73,11 @@ StateT = TypeVar("StateT", bound=ReleaseState)
 def Bound(default: Any = ..., *, description: str, **constraints: Any) -> Any:  # noqa: N802  (reads like pydantic's Field)
     """Return a field for an option that only judges (a minimum, a tolerance): changing it never runs a stage again."""
     return Field(default, description=description, json_schema_extra={"bound": True}, **constraints)
+
+
+def FromSpec() -> Any:  # noqa: N802  (reads like pydantic's Field)
+    """Return a field for an optional input that no stage feeds: the source model that others are compared with."""
+    return Field(None, json_schema_extra={"from_spec": True})
 
 
 _MODELS: dict[type[Record], str] = {

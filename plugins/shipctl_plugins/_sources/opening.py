@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from shipctl.stages.artifacts import (
     Artifact,
     HuggingFaceModel,
+    OnnxModel,
     SklearnModel,
     SourceModel,
     TensorflowModel,
     TorchModel,
 )
+from shipctl_plugins._onnx.session import open_session, run_session
 
 if TYPE_CHECKING:
     import numpy as np
+    from onnxruntime import InferenceSession
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,13 +49,30 @@ class RunnableSource(Protocol):
         ...
 
 
+class _Graph:
+    """An ONNX model, asked like a source model."""
+
+    def __init__(self, session: InferenceSession) -> None:
+        self._session = session
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs by name."""
+        return run_session(self._session, feed)
+
+
 @contextmanager
-def open_source(model: SourceModel, *, seed: int = 0, threads: int = 1) -> Iterator[RunnableSource]:
-    """Open a source model of any framework; what was imported for it is gone again afterwards where that can be.
+def open_source(
+    model: SourceModel | OnnxModel, *, seed: int = 0, threads: int = 1
+) -> Iterator[RunnableSource]:
+    """Open a source model of any framework, or a graph that is the source.
+
+    What was imported for it is gone again afterwards where that can be.
 
     :raises StageError: if it cannot be opened
     """
-    if isinstance(model, TorchModel):
+    if isinstance(model, OnnxModel):
+        yield _Graph(open_session(model.path, threads=threads))
+    elif isinstance(model, TorchModel):
         import torch
 
         from shipctl_plugins._sources.torch_source import torch_source

@@ -127,7 +127,7 @@ class ModeloptQuantize(Stage[Options, Inputs, Outputs]):
     api_version = 1
     requires: ClassVar[Mapping[str, str]] = {
         "modelopt": "shipctl[modelopt]", "onnx_graphsurgeon": "shipctl[modelopt]", "lief": "shipctl[modelopt]",
-        "onnxruntime": "shipctl[cpu]",
+        "polygraphy": "shipctl[modelopt]", "onnxruntime": "shipctl[cpu]",
     }  # fmt: skip
     metrics = (*parity.METRICS, "quantized.*")
     tools = ("nvidia-modelopt", "onnx-graphsurgeon", "onnxruntime", "onnxslim", "onnx", "numpy")

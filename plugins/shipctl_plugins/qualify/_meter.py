@@ -50,7 +50,7 @@ class Meter:
         self,
         options: MeterOptions,
         evaluation: Dataset | None,
-        reference: AnySource | None,
+        reference: AnySource | OnnxModel | None,
         wanted: Sequence[str],
         *,
         seed: int,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from shipctl.stages.artifacts import Dataset, OnnxModel, Report
-from shipctl.stages.base import Bound, Stage, StageInputs, StageOutputs
+from shipctl.stages.base import Bound, FromSpec, Stage, StageInputs, StageOutputs
 from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx.datasets import check_readable
@@ -37,7 +37,7 @@ class Inputs(StageInputs):
 
     model: OnnxModel
     evaluation: Dataset
-    reference: AnySource | None = None
+    reference: AnySource | OnnxModel | None = FromSpec()
 
 
 class Outputs(StageOutputs):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from shipctl.errors import SpecError, StageError
 from shipctl.spec.units import Duration
 from shipctl.stages.artifacts import Dataset, OnnxModel, Report, TensorrtEngine
-from shipctl.stages.base import Bound, Stage, StageInputs, StageOutputs
+from shipctl.stages.base import Bound, FromSpec, Stage, StageInputs, StageOutputs
 from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx.datasets import check_readable
@@ -66,7 +66,7 @@ class Inputs(StageInputs):
     models: list[OnnxModel | TensorrtEngine]
     reports: list[Report]
     evaluation: Dataset | None = None
-    reference: AnySource | None = None
+    reference: AnySource | OnnxModel | None = FromSpec()
 
 
 class Outputs(StageOutputs):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from shipctl.stages.verdicts import Outcome
 from shipctl.testing.conformance import StageConformance
 from shipctl.testing.samples import sealed
 from shipctl_plugins.qualify.evaluate import Evaluate, Inputs, Options, Outputs
+
+SPECS = Path(__file__).parents[3] / "specs"
 
 
 class TestConformance(StageConformance):
@@ -402,3 +407,32 @@ def test_names_are_numbers_only_where_no_class_is_missing(
         "evaluation data has 2 classes by name (cat, eel) and output 'y' 3: the order of the names does not say which "
         "is which; give samples of every class, or their numbers as labels"
     )
+
+
+def test_a_graph_that_the_spec_brings_is_what_later_ones_are_compared_with(
+    digits_onnx: OnnxModel, tmp_path: Path
+) -> None:
+    """No stage feeds `reference`: the model that came in does, though the stage before gives one of that kind."""
+    shutil.copyfile(digits_onnx.path, tmp_path / "digits.onnx")
+    shutil.copyfile(SPECS / "data" / "digits-evaluation.npz", tmp_path / "test.npz")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "spec.yaml").write_text(
+        "apiVersion: shipctl.dev/v1\nkind: Pipeline\nmetadata: {name: graph, version: 1.0.0}\n"
+        "budget: {accuracy_drop: 0.5%}\n"
+        "model:\n  uri: digits.onnx\n"
+        "  inputs: [{name: image, dtype: float32, shape: [batch, 1, 8, 8]}]\n"
+        "  outputs: [{name: logits, dtype: float32, shape: [batch, 10]}]\n"
+        "data: {evaluation: {uri: test.npz, metric: accuracy, min: 97%}}\n"
+        "stages:\n  - {id: half, uses: prune, with: {method: magnitude, ratio: 0.5, scope: layer}}\n"
+        "  - {id: accuracy, uses: evaluate}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "shipctl.cli", "apply", "spec.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "accuracy_drop 0.0" in done.stderr
+    assert "is not <= 0.005" in done.stderr
