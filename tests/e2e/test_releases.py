@@ -47,7 +47,10 @@ def test_a_planned_move_loses_no_request(live: World, move: Callable[[World], Ou
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (faults.candidate_fails, "failed"),
+        (
+            faults.candidate_fails,
+            "failed|is not ready",
+        ),  # the door may throw it out before it is sure of the errors
         (faults.candidate_is_slow, "slower|above"),
         (faults.candidate_is_killed, "is not ready"),
     ],

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,8 @@ def _quiet(scratch: Path, log: Log) -> Iterator[None]:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
-    with routed(log, *NOISE), temporary_files_in(scratch / "tmp"):
+    # it compiles an extension with setuptools, which would read a pyproject.toml of the current folder
+    with routed(log, *NOISE), temporary_files_in(scratch / "tmp"), chdir(scratch):
         try:
             yield
         except (Exception, SystemExit) as exc:  # it raises whatever it meets; cppimport ends the process
