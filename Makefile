@@ -89,7 +89,7 @@ coverage: $(DEVELOPMENT) ## The same, and tell which lines no test has run; take
 
 .PHONY: test-fast
 test-fast: $(DEVELOPMENT) ## Run the quick tests of core, the command line and the release stages. About a minute.
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not triton and not torch and not cluster" \
+	$(PYTEST) -n 3 --dist loadfile -m "not slow and not triton and not torch and not cluster" \
 		tests/core tests/cli tests/plugins/deploy $(ARGS)
 
 .PHONY: kube

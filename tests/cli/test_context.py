@@ -107,6 +107,7 @@ def test_a_spec_whose_targets_have_none_takes_none(
     assert "--context kind-dev: no target of this spec has a context; leave it out\n" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_plan_file_pins_it(released: SampleProject, call: Call) -> None:
     assert call("plan", "--context", "production-eu", "-o", "plan.json").exit_code == 0
     result = call("apply", "plan.json")
