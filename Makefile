@@ -137,7 +137,7 @@ bench-store: $(DEVELOPMENT) ## Measure publishing to S3 beside aws, boto3 and mi
 # Alertmanager calls for the way back, dpkg-source
 # unpacks what `make kube` builds.
 SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo \
-	prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager dpkg-source:dpkg-dev
+	prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager dpkg-source:dpkg-dev g++:g++
 # Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.
 SERVER_PYTHON = for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -Ic 'import ensurepip, os, sys, sysconfig, venv; name = sysconfig.get_config_var("INSTSONAME"); \
