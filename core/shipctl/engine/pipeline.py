@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from shipctl import __version__
 from shipctl.engine.filecache import FileCache
 from shipctl.engine.fingerprint import Components, Fingerprinter, components
-from shipctl.engine.graph import Graph, GraphBuilder, Node, Origin
+from shipctl.engine.graph import Graph, Node, Origin
+from shipctl.engine.graph_builder import GraphBuilder
 from shipctl.engine.options import PlannedOptions, plan_options
 from shipctl.engine.project import Project
 from shipctl.engine.resources import Resources
