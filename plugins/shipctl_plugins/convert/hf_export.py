@@ -14,7 +14,8 @@ from shipctl.stages.base import Stage, StageInputs, StageOutputs
 from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import arrays, graph, parity
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.made import made_from
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._sources.hf_source import INPUTS, HfSource, hf_source
 from shipctl_plugins._sources.source_parity import compare_cases, require
 from shipctl_plugins._sources.torch_onnx import EXAMPLE_BATCH, export_graph, save_graph
@@ -112,9 +113,7 @@ class HfExport(Stage[Options, Inputs, Outputs]):
                 parity.Parity(),
             )  # fmt: skip
             kept = _keep_tokenizer(source, folder)
-        model = sealed(
-            OnnxModel.at(folder, signature=signature, opset=options.opset, derived_from=inputs.model.digest)
-        )
+        model = made_from(inputs.model, folder, options.opset)
         notes = {
             "nodes": graph.node_count(exported), "architecture": source.folder.architecture, "tokenizer": kept,
         }  # fmt: skip

@@ -14,9 +14,10 @@ from shipctl.stages.base import Bound, Stage, StageInputs, StageOutputs
 from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import graph, parity
+from shipctl_plugins._onnx.made import made_from
 from shipctl_plugins._onnx.naming import name_as_declared
 from shipctl_plugins._onnx.noise import routed, temporary_files_in
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.session import first_line
 from shipctl_plugins._sources.sklearn_source import SklearnSource, sklearn_source
 from shipctl_plugins._sources.source_parity import compare_with_source, require
@@ -135,14 +136,7 @@ class SklearnExport(Stage[Options, Inputs, Outputs]):
             )
         if source.trusted_types:
             ctx.log(f"trusted, as the spec says: {', '.join(source.trusted_types)}")
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=signature,
-                opset=graph.opset_of(converted),
-                derived_from=source_model.digest,
-            )
-        )
+        model = made_from(source_model, folder, graph.opset_of(converted))
         kind = type(source.estimator).__name__
         notes = {
             "nodes": graph.node_count(converted), "estimator": kind,

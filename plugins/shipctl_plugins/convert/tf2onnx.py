@@ -13,9 +13,10 @@ from shipctl.stages.base import Stage, StageInputs, StageOutputs
 from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import graph, parity
+from shipctl_plugins._onnx.made import made_from
 from shipctl_plugins._onnx.naming import name_as_declared
 from shipctl_plugins._onnx.noise import routed, temporary_files_in
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._sources.source_parity import compare_with_source, require
 from shipctl_plugins._sources.tensorflow_files import described
 from shipctl_plugins._sources.tensorflow_source import TensorflowSource, import_tensorflow, tensorflow_source
@@ -116,14 +117,7 @@ class Tf2onnx(Stage[Options, Inputs, Outputs]):
                 source, folder / graph.MODEL_FILE, source_model.signature, inputs.calibration, options, ctx,
                 parity.Parity(),
             )  # fmt: skip
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=source_model.signature,
-                opset=graph.opset_of(converted),
-                derived_from=source_model.digest,
-            )
-        )
+        model = made_from(source_model, folder, graph.opset_of(converted))
         report = write_report(
             ctx.workdir, subject=model.digest, title=f"Conversion to ONNX, opset {options.opset}",
             metrics=measured.metrics(), details=measured.details() | {"nodes": graph.node_count(converted)},

@@ -12,7 +12,8 @@ from shipctl.stages.base import Stage, StageInputs, StageOutputs
 from shipctl.stages.context import JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import arrays, graph, parity
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.made import made_from
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._sources.source_parity import compare_with_source, require
 from shipctl_plugins._sources.torch_onnx import EXAMPLE_BATCH, export_graph, save_graph
 from shipctl_plugins._sources.torch_source import torch_source
@@ -83,14 +84,7 @@ class TorchExport(Stage[Options, Inputs, Outputs]):
                 source, folder / graph.MODEL_FILE, source_model.signature, inputs.calibration, options, ctx,
                 parity.Parity(),
             )  # fmt: skip
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=source_model.signature,
-                opset=options.opset,
-                derived_from=source_model.digest,
-            )
-        )
+        model = made_from(source_model, folder, options.opset)
         report = write_report(
             ctx.workdir, subject=model.digest, title=f"Export to ONNX, opset {options.opset}",
             metrics=measured.metrics(), details=measured.details() | {"nodes": graph.node_count(exported)},

@@ -18,12 +18,12 @@ from shipctl.stages.context import StageContext
 from shipctl_plugins._onnx import graph, parity, plain_graphs
 from shipctl_plugins._onnx.activations import Observed, observe
 from shipctl_plugins._onnx.cases import parity_cases
-from shipctl_plugins._onnx.companions import take_companions
 from shipctl_plugins._onnx.emulation import emulated
+from shipctl_plugins._onnx.made import made_from
 from shipctl_plugins._onnx.narrowing import Narrow, Narrowed, narrow
 from shipctl_plugins._onnx.operators import MOVERS, computes_floats, first_version
 from shipctl_plugins._onnx.quantized import precision_of
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.session import NoKernelError, open_session, run_session
 
 if TYPE_CHECKING:
@@ -95,16 +95,13 @@ def convert(inputs: Inputs, options: HalfOptions, plan: Plan, ctx: StageContext)
     graph.strip_notes(narrowed.model)
     folder = graph.save_model(narrowed.model, ctx.workdir / "model")
     graph.check_model(folder / graph.MODEL_FILE)
-    take_companions(source, folder)
     before = precision_of(source)
-    model = sealed(
-        OnnxModel.at(
-            folder,
-            signature=signature,
-            opset=graph.opset_of(narrowed.model),
-            precision=plan.precision if before == "fp32" else f"{before}+{plan.precision}",
-            derived_from=source.digest,
-        )
+    model = made_from(
+        source,
+        folder,
+        graph.opset_of(narrowed.model),
+        precision=plan.precision if before == "fp32" else f"{before}+{plan.precision}",
+        signature=signature,
     )
     measured, missing = _compare(source, model, narrowed, plan, cases, ctx)
     total = Counter(node.op_type for node in plain.graph.node)

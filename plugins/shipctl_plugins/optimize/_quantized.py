@@ -15,8 +15,8 @@ from shipctl.stages.base import Bound, StageInputs, StageOutputs
 from shipctl.stages.context import JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import arrays, graph, parity, sensitivity
-from shipctl_plugins._onnx.companions import take_companions
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.made import made_from
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.sensitivity import Lowered, SensitivityOptions, judge_budget, settle
 from shipctl_plugins._onnx.session import open_session, run_session
 
@@ -116,16 +116,7 @@ def finish(
     folder = graph.save_model(quantized, ctx.workdir / "model")
     graph.check_model(folder / graph.MODEL_FILE)
     measured = _compare(source.path, folder / graph.MODEL_FILE, feeds, ctx, open_quantized)
-    take_companions(source, folder)
-    model = sealed(
-        OnnxModel.at(
-            folder,
-            signature=source.signature,
-            opset=graph.opset_of(quantized),
-            precision=precision,
-            derived_from=source.digest,
-        )
-    )
+    model = made_from(source, folder, graph.opset_of(quantized), precision=precision)
     total = Counter(node.op_type for node in lowered.before.graph.node)
     counted = Counter(layer.op_type for layer in lowered.layers if layer.name not in settled.kept)
     table = [{"op_type": name, "quantized": counted[name], "before": total[name]} for name in sorted(counted)]

@@ -15,10 +15,10 @@ from shipctl.stages.base import Bound, Stage, StageInputs, StageOutputs
 from shipctl.stages.context import CheckContext, JudgeContext, StageContext
 from shipctl.stages.verdicts import Outcome, Verdict
 from shipctl_plugins._onnx import arrays, graph, parity
-from shipctl_plugins._onnx.companions import take_companions
+from shipctl_plugins._onnx.made import made_from
 from shipctl_plugins._onnx.plain_graphs import known_nodes, plain_graph
 from shipctl_plugins._onnx.quantized import PRODUCTS, GraphTypes, Product
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.session import NoKernelError, open_session, run_session
 from shipctl_plugins.optimize import _modelopt
 
@@ -169,15 +169,11 @@ class ModeloptQuantize(Stage[Options, Inputs, Outputs]):
         folder = graph.save_model(after, ctx.workdir / "model")
         graph.check_model(folder / graph.MODEL_FILE)
         measured, not_compared = _compare(inputs, folder / graph.MODEL_FILE, data, options, ctx)
-        take_companions(source, folder)
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=source.signature,
-                opset=graph.opset_of(after),
-                precision=_dtype(options) if options.mode == "autocast" else options.mode,
-                derived_from=source.digest,
-            )
+        model = made_from(
+            source,
+            folder,
+            graph.opset_of(after),
+            precision=_dtype(options) if options.mode == "autocast" else options.mode,
         )
         numbers = {
             "quantized.nodes": float(sum(row["quantized"] for row in table)),

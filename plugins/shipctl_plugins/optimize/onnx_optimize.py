@@ -15,12 +15,11 @@ from shipctl.stages.base import Stage, StageInputs, StageOutputs
 from shipctl.stages.context import JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import graph, parity
-from shipctl_plugins._onnx.companions import take_companions
+from shipctl_plugins._onnx.made import made_from
 from shipctl_plugins._onnx.noise import routed, temporary_files_in
 from shipctl_plugins._onnx.onnx_parity import compare_models
 from shipctl_plugins._onnx.plain_graphs import separate_weights
-from shipctl_plugins._onnx.quantized import precision_of
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.session import first_line, too_new
 
 if TYPE_CHECKING:
@@ -127,16 +126,7 @@ class OnnxOptimize(Stage[Options, Inputs, Outputs]):
         folder = graph.save_model(model, ctx.workdir / "model")
         _check(folder / graph.MODEL_FILE, graph.opset_of(model))
         measured = compare_models(source, folder, inputs.calibration, options, ctx)
-        take_companions(source, folder)
-        result = sealed(
-            OnnxModel.at(
-                folder,
-                signature=source.signature,
-                opset=graph.opset_of(model),
-                precision=precision_of(source),
-                derived_from=source.digest,
-            )
-        )
+        result = made_from(source, folder, graph.opset_of(model))
         fused = _fusions(before, model)
         domains = sorted(
             {node.domain or "ai.onnx" for part in graph.every_graph(model.graph) for node in part.node}

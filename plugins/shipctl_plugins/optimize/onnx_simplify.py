@@ -13,11 +13,10 @@ from shipctl.stages.base import Stage, StageInputs, StageOutputs
 from shipctl.stages.context import JudgeContext, StageContext
 from shipctl.stages.verdicts import Verdict
 from shipctl_plugins._onnx import graph, parity
-from shipctl_plugins._onnx.companions import take_companions
+from shipctl_plugins._onnx.made import made_from
 from shipctl_plugins._onnx.noise import routed, temporary_files_in
 from shipctl_plugins._onnx.onnx_parity import compare_models
-from shipctl_plugins._onnx.quantized import precision_of
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.session import first_line
 
 if TYPE_CHECKING:
@@ -90,16 +89,7 @@ class OnnxSimplify(Stage[Options, Inputs, Outputs]):
         folder = graph.save_model(after, ctx.workdir / "model")
         graph.check_model(folder / graph.MODEL_FILE)
         measured = compare_models(inputs.model, folder, inputs.calibration, self.options, ctx)
-        take_companions(inputs.model, folder)
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=inputs.model.signature,
-                opset=graph.opset_of(after),
-                precision=precision_of(inputs.model),
-                derived_from=inputs.model.digest,
-            )
-        )
+        model = made_from(inputs.model, folder, graph.opset_of(after))
         nodes = {"nodes.before": float(nodes_before), "nodes.after": float(graph.node_count(after))}
         report = write_report(
             ctx.workdir, subject=model.digest, title="Simplified graph",

@@ -18,9 +18,8 @@ from shipctl.stages.verdicts import Verdict, compare
 from shipctl_plugins._onnx import arrays, costs, graph, parity, plain_graphs
 from shipctl_plugins._onnx.activations import observe
 from shipctl_plugins._onnx.cases import parity_cases
-from shipctl_plugins._onnx.companions import take_companions
-from shipctl_plugins._onnx.quantized import precision_of
-from shipctl_plugins._onnx.reports import sealed, write_report
+from shipctl_plugins._onnx.made import made_from
+from shipctl_plugins._onnx.reports import write_report
 from shipctl_plugins._onnx.session import open_session, run_session
 from shipctl_plugins.optimize import _prune_channels as channels
 from shipctl_plugins.optimize import _prune_weights as single
@@ -180,16 +179,7 @@ class Prune(Stage[Options, Inputs, Outputs]):
         graph.strip_notes(pruned.model)
         folder = graph.save_model(pruned.model, ctx.workdir / "model")
         graph.check_model(folder / graph.MODEL_FILE)
-        take_companions(source, folder)
-        model = sealed(
-            OnnxModel.at(
-                folder,
-                signature=source.signature,
-                opset=graph.opset_of(pruned.model),
-                precision=precision_of(source),
-                derived_from=source.digest,
-            )
-        )
+        model = made_from(source, folder, graph.opset_of(pruned.model))
         measured, not_finite = _compare(inputs, model, self.options, ctx)
         numbers = pruned.numbers | self._costs(plain, pruned.model, inputs, ctx)
         numbers |= {
