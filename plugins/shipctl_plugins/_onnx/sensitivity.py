@@ -15,7 +15,7 @@ from shipctl.stages.artifacts import Dataset, OnnxModel, Report
 from shipctl.stages.base import StageOptions
 from shipctl.stages.context import JudgeContext, StageContext
 from shipctl.stages.verdicts import Outcome, Verdict, compare
-from shipctl_plugins._onnx import arrays, graph
+from shipctl_plugins._onnx import arrays, graph, scores
 from shipctl_plugins._onnx.fewest import OutOfEvaluationsError, fewest
 from shipctl_plugins._onnx.layers import Layer, own_noise
 from shipctl_plugins._onnx.scoring import Scorer, ScoringOptions
@@ -29,8 +29,6 @@ READS: tuple[Literal["budget", "data"], ...] = ("budget", "data")
 METRICS = ("quantized.*", "sensitivity.*")
 DROP = "sensitivity.accuracy_drop"
 """Not `accuracy_drop`, which `evaluate` measures against the source model: this one is against the stage's input."""
-_ERRORS = frozenset({"rmse", "mae"})
-"""Metrics that are the better the smaller they are."""
 _NOISE_SAMPLES = 256
 _SHOWN = 3
 
@@ -138,9 +136,9 @@ class _Trials:
             )
             raise StageError(message)
         session = open_session(source.path, threads=ctx.threads)
-        found = self.scorer.score(self.scorer.answers(lambda feed: run_session(session, feed))).metrics
-        said = ctx.objectives.data.get("evaluation", {}).get("metric")
-        self.metric = str(said or ("accuracy" if "accuracy" in found else "rmse"))
+        scored = self.scorer.score(self.scorer.answers(lambda feed: run_session(session, feed)))
+        found = scored.metrics
+        self.metric = str(ctx.objectives.data.get("evaluation", {}).get("metric") or scored.main)
         if not math.isfinite(found.get(self.metric, math.nan)):
             there = ", ".join(sorted(name for name, value in found.items() if math.isfinite(value)))
             message = (
@@ -159,7 +157,7 @@ class _Trials:
                 raise OutOfEvaluationsError
             self.evaluations += 1
             score = self._score(self.lowered.build(kept))
-            change = score - self.reference if self.metric in _ERRORS else self.reference - score
+            change = scores.loss(self.metric, self.reference, score)
             self._scores[kept], self.drops[kept] = score, math.inf if math.isnan(change) else change
         return self.drops[kept]
 

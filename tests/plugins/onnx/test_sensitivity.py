@@ -18,6 +18,7 @@ from shipctl.stages.verdicts import Outcome
 from shipctl.testing.samples import sealed
 from shipctl_plugins._onnx.layers import own_noise, quantized_layers
 from shipctl_plugins._onnx.plain_graphs import plain_graph
+from shipctl_plugins._onnx.session import open_session, run_session
 from shipctl_plugins.optimize._quantized import Inputs as DynamicInputs
 from shipctl_plugins.optimize._quantized import Outputs
 from shipctl_plugins.optimize.int8_calibration import Inputs, Int8Calibration, Options
@@ -193,6 +194,35 @@ def test_evaluation_without_the_metric_is_named(
         "the model that comes in has no auc on the evaluation data, only accuracy, f1.macro, outputs.not_finite, "
         "precision.macro, recall.macro"
     )
+
+
+@pytest.mark.slow
+def test_error_may_grow_by_a_fraction_of_what_it_was_as_in_evaluate(
+    digits_onnx: OnnxModel, calibration: Dataset, dataset: Any, context: Any
+) -> None:
+    images = np.load(calibration.path)["image"][:64]
+    answers = run_session(open_session(digits_onnx.path), {"image": images})
+    data = dataset("evaluation", image=images, label=next(iter(answers.values())) + np.float32(100))
+    objectives = {"budget": {"accuracy_drop": 0.5}}
+    outputs = quantize(digits_onnx, calibration, data, context, objectives)
+    search = outputs.report.details["search"]
+    assert search["metric"] == "rmse"
+    assert search["before"] == pytest.approx(100, rel=1e-3)
+    grown = search["after"] - search["before"]
+    assert outputs.report.metrics["sensitivity.accuracy_drop"] == pytest.approx(grown / search["before"])
+    assert grown != 0
+    assert verdict(outputs, objectives)[0] is Outcome.PASS
+
+
+@pytest.mark.slow
+def test_pairs_are_judged_by_their_rank_correlation(
+    digits_onnx: OnnxModel, calibration: Dataset, dataset: Any, context: Any
+) -> None:
+    images = np.load(calibration.path)["image"][:64]
+    data = dataset("evaluation", image=images, label=np.linspace(0, 1, 32, dtype=np.float32).repeat(2))
+    objectives = {"budget": {"accuracy_drop": 2.0}}
+    outputs = quantize(digits_onnx, calibration, data, context, objectives, scoring={"task": "pairs"})
+    assert outputs.report.details["search"]["metric"] == "spearman"
 
 
 def test_empty_evaluation_data_is_named(
