@@ -20,7 +20,9 @@ _COMPARISON = re.compile(rf"\s*({_METRIC})\s*(<=|>=|==|<|>)\s*([^\s<>=]+)\s*")
 _REFERENCE = re.compile(r"(slo|budget)\.([A-Za-z0-9_.]+)")
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?")
 
-# by the part before the first dot
+# both by the part before the first dot
+_BYTES = {"GiB": 2.0**30, "MiB": 2.0**20, "KiB": 2.0**10, "B": 1.0}
+_UNITS = {"latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6}, "size": _BYTES, "memory": _BYTES}
 _FAMILIES: dict[str, Direction] = {
     "latency": "minimize", "size": "minimize", "rmse": "minimize", "mae": "minimize", "memory": "minimize",
     "accuracy_drop": "minimize", "throughput": "maximize", "accuracy": "maximize", "f1": "maximize",
@@ -137,9 +139,8 @@ def _quantity(bound: str, text: str) -> float:
 
 
 def show(metric: str, value: float) -> str:
-    """Return ``value`` for a person: a latency with its unit, everything else as a number."""
-    if metric.startswith("latency."):
-        for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-            if value >= scale:
-                return f"{value / scale:.4g} {unit}"
+    """Return ``value`` for a person, precise enough to be told from a bound: latency and size with their units."""
+    for unit, scale in _UNITS.get(metric.partition(".")[0], {}).items():
+        if abs(value) >= scale:
+            return f"{value / scale:.4g} {unit}"
     return f"{value:.6g}"
