@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 74, 22, 34, 52
 _TICKS = 6
 _DECADE = 10
+_SPANNING = {"latency", "memory", "size", "throughput"}
+"""Metrics, by their part before the first dot, of which factors count; of an accuracy it is differences."""
 _ROOM = 0.07
 """Part of an axis that stays free at both ends, so that no point lies on the frame."""
 _LONGEST = 9
@@ -37,7 +39,7 @@ class Axis:
     ) -> Axis:
         """Return an axis with room for the values; logarithmic where times or sizes span more than a decade."""
         low, high = min(values), max(values)
-        if not whole and low > 0 and high > _DECADE * low:
+        if metric.partition(".")[0] in _SPANNING and low > 0 and high > _DECADE * low:
             room = (high / low) ** _ROOM
             return cls(metric, low / room, high * room, log=True, upright=upright)
         room = (high - low) * _ROOM or abs(high) * 0.1 or (1.0 if whole else 1e-3)

@@ -112,7 +112,7 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], search: Mapping[str, Any]) -> 
     """Draw a metric over the number of quantised layers; empty text if there is nothing to draw.
 
     ``rows`` have `quantized`, `accuracy` and `drop`; the line joins the best of each number. ``search`` may say which
-    `metric` it is, what it was `before`, the `budget` of its drop and the number of `layers`.
+    `metric` it is, what it was `before`, and the `budget` of its drop, which for `rmse` and `mae` is a fraction of that.
     """
     points = [
         (float(row["quantized"]), float(row["accuracy"]))
@@ -126,7 +126,7 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], search: Mapping[str, Any]) -> 
     bounds: list[tuple[float, str]] = []
     before, budget = (search.get(name) for name in ("before", "budget"))
     if before is not None and budget is not None and _is_number(before) and _is_number(budget):
-        limit = float(before) + (float(budget) if low_is_good else -float(budget))
+        limit = float(before) * (1 + float(budget)) if low_is_good else float(before) - float(budget)
         bounds = [(limit, f"budget {text.number(limit)}")]
     x = Axis.over("layers", [place for place, _ in points], whole=True)
     y = Axis.over(metric, [*(value for _, value in points), *(value for value, _ in bounds)], upright=True)

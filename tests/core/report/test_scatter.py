@@ -120,6 +120,7 @@ def test_ticks_are_round_and_say_their_unit() -> None:
     axis = Axis.over("latency.p95", [2.3e-5, 5e-5])
     assert [axis.label(value) for value in axis.ticks()] == ["30us", "40us", "50us"]
     assert Axis.over("latency.p95", [1e-5, 1e-2]).log
+    assert not Axis.over("accuracy", [0.05, 0.99]).log
     drop = Axis.over("accuracy_drop", [0.0, 0.005])
     assert [drop.label(value) for value in drop.ticks()] == ["0", "0.001", "0.002", "0.003", "0.004", "0.005"]
     assert [Axis.over("layers", [0, 3], whole=True).label(tick) for tick in (0, 1, 2, 3)] == [
@@ -148,10 +149,10 @@ def test_curve_joins_the_best_of_each_number_of_layers() -> None:
 
 
 def test_curve_of_an_error_is_the_other_way_round() -> None:
-    search = {"metric": "rmse", "before": 1.0, "budget": 0.5}
-    root = parsed(curve_plot([row(0, 1.0), row(2, 3.0), row(2, 2.0)], search))
+    search = {"metric": "rmse", "before": 4.0, "budget": 0.5}
+    root = parsed(curve_plot([row(0, 4.0), row(2, 12.0), row(2, 8.0)], search))
     (line,) = of_class(root, "polyline", "line")
-    assert [item.text for item in of_class(root, "text", "bound-label")] == ["budget 1.5000"]
+    assert [item.text for item in of_class(root, "text", "bound-label")] == ["budget 6"]
     dots = sorted(float(dot.attrib["cy"]) for dot in of_class(root, "circle", "dot"))
     assert float(line.attrib["points"].split()[-1].split(",")[1]) == pytest.approx(dots[1], abs=0.1)
 
