@@ -31,7 +31,7 @@ ANALYSIS = {
     "slowTolerance": "50%",
     "slowLimit": "100%",
 }
-RATE = 80
+RATE = 50
 """Requests per second."""
 
 

@@ -214,11 +214,18 @@ class Load:
 
     def __init__(self, output: Path) -> None:
         self._output = output
+        self._read = 0
+        self._lines: list[dict[str, Any]] = []
 
     def read(self) -> Requests:
         """Return what was written down so far."""
-        lines = self._output.read_text().splitlines() if self._output.exists() else []
-        return Requests(tuple(json.loads(line) for line in lines if line.endswith("}")))
+        if self._output.exists():
+            with self._output.open("rb") as file:
+                file.seek(self._read)
+                whole, end, _ = file.read().rpartition(b"\n")
+            self._read += len(whole) + len(end)
+            self._lines += map(json.loads, whole.splitlines())
+        return Requests(tuple(self._lines))
 
 
 @contextmanager

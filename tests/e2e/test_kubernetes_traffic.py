@@ -122,11 +122,6 @@ class World:
         """Release a version."""
         return self.begin(version, fault, **options).end()
 
-    @property
-    def quickly(self) -> dict[str, Any]:
-        """The analysis, in windows half as long: ten of them say something where errors have no times."""
-        return {**self.analysis, "interval": "1s"}
-
     def requests(self) -> Requests:
         """Return what became of the requests so far."""
         return self.load.read()
@@ -173,7 +168,7 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
 
 @pytest.fixture(scope="module")
 def world(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Version 1.0.0 serves, and 60 requests a second come."""
+    """Version 1.0.0 serves, and 50 requests a second come."""
     root = tmp_path_factory.mktemp("traffic")
     (root / ".shipctl").mkdir()
     namespace = "traffic"
@@ -209,14 +204,16 @@ def world(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
             }
             analysis = {
                 "provider": {"uses": "prometheus", "with": {"url": prometheus.url, "preset": "error_rate"}},
-                "interval": "2s",
+                "interval": "1s",  # ten windows say something where errors have no times
                 "minSamples": 5,
                 "inconclusiveLimit": 40,
+                "errorTolerance": "2%",
+                "errorLimit": "15%",  # which a few seconds of a tenth of the requests can rule out
             }
             made = World(Project(root), running, Load(root / "none"), target, analysis)
             first = made.apply("1.0.0", analysis=None)  # nobody asks it yet
             assert first.code == 0, first.said + str(running.problems)
-            with load(running.address, root / "requests", rate=60, ones=0.25) as requests:
+            with load(running.address, root / "requests", rate=50, ones=0.25) as requests:
                 made.load = requests
                 yield made
 
@@ -328,7 +325,7 @@ def asked_by_users(world: World, old: str, new: str) -> None:
 
 def test_of_two_versions_for_users_the_worse_one_goes(world: World) -> None:
     old, serving = world.stable(), world.serving()
-    releasing = world.begin("1.5.0", "errors", strategy="ab-test", analysis=world.quickly, **USERS)
+    releasing = world.begin("1.5.0", "errors", strategy="ab-test", **USERS)
     releasing.wait_for(lambda: world.bridge.traffic.segments, "users were divided")
     asked_by_users(world, serving, "1.5.0")
     outcome = releasing.end()
@@ -344,7 +341,7 @@ def test_of_two_versions_for_users_the_better_one_stays(world: World) -> None:
     bad = world.apply("1.6.0", "errors", strategy="bluegreen", analysis=None, scaleDownDelay="0s")
     assert bad.code == 0, bad.said
     old = world.stable()
-    outcome = world.apply("1.7.0", strategy="ab-test", analysis=world.quickly, **USERS)
+    outcome = world.apply("1.7.0", strategy="ab-test", **USERS)
     assert outcome.code == 0, outcome.said
     assert "ab-test passed: error_rate: the candidate is better, -" in outcome.said
     world.rest()
