@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -12,7 +13,7 @@ def value_words(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def type_words(option: dict[str, Any], definitions: dict[str, Any]) -> str:
+def type_words(option: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """Return the type of an option as a person says it: `integer`, `minmax | entropy`, `list of number`."""
     if "$ref" in option:
         return type_words(definitions.get(option["$ref"].rpartition("/")[2], {}), definitions)
@@ -26,7 +27,7 @@ def type_words(option: dict[str, Any], definitions: dict[str, Any]) -> str:
             return " or ".join(dict.fromkeys(parts))
     kind = option.get("type", "any")
     if kind == "array":
-        items: dict[str, Any] = option.get("items") or next(iter(option.get("prefixItems", ())), {})
+        items: Mapping[str, Any] = option.get("items") or next(iter(option.get("prefixItems", ())), {})
         return f"list of {type_words(items, definitions)}"
     if kind == "object":
         values = option.get("additionalProperties")
@@ -36,3 +37,35 @@ def type_words(option: dict[str, Any], definitions: dict[str, Any]) -> str:
             else str(option.get("title", "map"))
         )
     return str(kind)
+
+
+def default_words(name: str, schema: Mapping[str, Any]) -> str:
+    """Return the default of an option of ``schema`` as it would be written; `required` for one that has to be given."""
+    if name in schema.get("required", ()):
+        return "required"
+    return value_words(schema["properties"][name].get("default"))
+
+
+def grouped(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the schemas of the groups of options that options of ``schema`` hold, by title, as they are mentioned."""
+    definitions: Mapping[str, Any] = schema.get("$defs", {})
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def look(part: Any) -> None:
+        if isinstance(part, list):
+            for item in part:
+                look(item)
+        elif isinstance(part, Mapping):
+            name = str(part.get("$ref", "")).rpartition("/")[2]
+            group = definitions.get(name, {})
+            title = str(group.get("title", name))
+            if group.get("properties") and title not in found:
+                found[title] = group
+                look(group["properties"])
+            elif name and not group.get("properties"):
+                look({key: value for key, value in group.items() if key != "$ref"})
+            for value in part.values():
+                look(value)
+
+    look(schema.get("properties", {}))
+    return found

@@ -12,7 +12,7 @@ from shipctl.engine.ports import input_ports, output_ports
 from shipctl.errors import PluginError, ShipctlError
 from shipctl.stages.base import ReleaseStage, Stage
 from shipctl.stages.registry import Registry, StageClass
-from shipctl.testing.checks import frameworks_imported_by, frameworks_loaded, static_problems
+from shipctl.testing.checks import frameworks_imported_by_each, frameworks_loaded, static_problems
 
 
 @dataclass
@@ -42,9 +42,12 @@ def load_all(registry: Registry, names: Iterable[str] | None = None) -> Survey:
 def summaries(registry: Registry, survey: Survey, *, check: bool = False) -> tuple[StageSummary, ...]:
     """Return a line per stage of the survey; with ``check`` also what the conformance kit finds without running it."""
     lines = [_broken(registry, name, problem) for name, problem in survey.broken.items()]
-    suspicious = bool(frameworks_loaded()) if check else False
+    imported: dict[str, list[str]] = {}
+    if check and frameworks_loaded():  # only then can it be one of them that has imported a framework
+        modules = sorted({stage.__module__ for stage in survey.classes.values()})
+        imported = frameworks_imported_by_each(modules)
     for name, stage in survey.classes.items():
-        problems = _problems(stage, suspicious=suspicious) if check else ()
+        problems = _problems(stage, imported.get(stage.__module__, [])) if check else ()
         lines.append(summary(registry, name, stage, problems))
     return tuple(sorted(lines, key=lambda line: line.name))
 
@@ -108,9 +111,8 @@ def _broken(registry: Registry, name: str, problem: str) -> StageSummary:
     )
 
 
-def _problems(stage: StageClass, *, suspicious: bool) -> tuple[str, ...]:
+def _problems(stage: StageClass, imported: list[str]) -> tuple[str, ...]:
     problems = static_problems(stage)
-    # A process per stage takes a while: only once something in this one has imported a framework.
-    if suspicious and (found := frameworks_imported_by(stage.__module__)):
-        problems.append(f"importing it imports {', '.join(found)}; import frameworks inside functions")
+    if imported:
+        problems.append(f"importing it imports {', '.join(imported)}; import frameworks inside functions")
     return tuple(problems)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shipctl.cli.documents.stages import StageDocument
-from shipctl.cli.option_words import type_words, value_words
+from shipctl.cli.option_words import default_words, grouped, type_words
 
 
 def stage_page(document: StageDocument, example: str = "") -> str:
@@ -21,7 +21,11 @@ def stage_page(document: StageDocument, example: str = "") -> str:
         if entries:
             rows = "\n".join(f"| `{name}` | {kind} |" for name, kind in entries.items())
             parts.append(f"## {title}\n\n| name | kind |\n|---|---|\n{rows}")
-    parts.append("## Options\n\n" + (_options(document.options) or "None."))
+    known = document.options.get("$defs", {})
+    parts.append("## Options\n\n" + (_options(document.options, known) or "None."))
+    parts += [
+        f"### {title}\n\n{_options(group, known)}" for title, group in grouped(document.options).items()
+    ]
     if document.metrics:
         parts.append("## Metrics\n\n" + ", ".join(f"`{name}`" for name in document.metrics))
     if example:
@@ -29,15 +33,15 @@ def stage_page(document: StageDocument, example: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _options(schema: Mapping[str, Any]) -> str:
-    required = set(schema.get("required", ()))
+def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     rows = []
     for name, option in schema.get("properties", {}).items():
-        default = "required" if name in required else f"`{value_words(option.get('default'))}`"
-        kind = type_words(option, schema.get("$defs", {}))
+        default = default_words(name, schema)
+        shown = default if default == "required" else f"`{default}`"
         bound = " *(only judges)*" if option.get("bound") else ""
         rows.append(
-            f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(option.get('description', ''))}{bound} |"
+            f"| `{name}` | {_cell(type_words(option, definitions))} | {_cell(shown)} | "
+            f"{_cell(option.get('description', ''))}{bound} |"
         )
     head = "| option | type | default | |\n|---|---|---|---|\n"
     return head + "\n".join(rows) if rows else ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from shipctl import __version__
-from shipctl.cli.option_words import type_words, value_words
+from shipctl.cli.option_words import default_words, grouped, type_words
 from shipctl.cli.output import Output, common_options, json_option
 from shipctl.cli.types import PATH
 from shipctl.errors import PluginError, SpecError
@@ -145,8 +146,10 @@ def _description(document: StageDocument) -> str:
     for title, entries in (("inputs", document.inputs), ("outputs", document.outputs)):
         if entries:
             lines += ["", click.style(f"{title}:", bold=True), *_table(entries)]
-    options = _options(document.options)
-    lines += ["", click.style("options:", bold=True), *(options or ["  none"])]
+    known = document.options.get("$defs", {})
+    lines += ["", click.style("options:", bold=True), *(_options(document.options, known) or ["  none"])]
+    for title, group in grouped(document.options).items():
+        lines += ["", click.style(f"{title}:", bold=True), *_options(group, known)]
     if document.metrics:
         lines += ["", click.style("metrics:", bold=True), f"  {', '.join(document.metrics)}"]
     if document.requires:
@@ -160,15 +163,13 @@ def _table(entries: dict[str, str]) -> list[str]:
     return [f"  {name:<{width}}  {text}" for name, text in entries.items()]
 
 
-def _options(schema: dict[str, Any]) -> list[str]:
+def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
     """Return a line or two per option: name, type, default, and below it the description."""
-    required = set(schema.get("required", ()))
     lines = []
     for name, option in schema.get("properties", {}).items():
-        default = "required" if name in required else f"default {value_words(option.get('default'))}"
-        lines.append(
-            f"  {click.style(name, bold=True)}: {type_words(option, schema.get('$defs', {}))}, {default}"
-        )
+        default = default_words(name, schema)
+        shown = default if default == "required" else f"default {default}"
+        lines.append(f"  {click.style(name, bold=True)}: {type_words(option, definitions)}, {shown}")
         if option.get("description"):
             lines.append(f"      {option['description']}")
     return lines
