@@ -11,26 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shipctl.records import digest_of
-from support_cluster import Kube
-
-Document = dict[str, Any]
+from support_controller import Controller, Document, one_look
 
 
-class Argo:
+class Argo(Controller):
     """One Rollout's controller; each method is one reconciliation."""
 
-    def __init__(self, kube: Kube, namespace: str, name: str = "shop") -> None:
-        self.kube, self.namespace, self.name = kube, namespace, name
-
-    def there(self) -> bool:
-        return self.kube.exists("Rollout", self.name, self.namespace)
+    kind = "Rollout"
 
     def rollout(self) -> Document:
-        return self.kube.get("Rollout", self.name, self.namespace)
-
-    @property
-    def status(self) -> Document:
-        return dict(self.rollout().get("status") or {})
+        return self.live()
 
     @property
     def steps(self) -> list[Document]:
@@ -40,14 +30,16 @@ class Argo:
     def hash(self) -> str:
         return digest_of(self.rollout()["spec"]["template"])[:10]
 
+    @one_look
     def write(self, **status: Any) -> None:
         """Write a status for the spec as it is."""
         known = {
             "observedGeneration": str(self.rollout()["metadata"]["generation"]),
             "currentPodHash": self.hash,
         }
-        self.kube.set_status("Rollout", self.name, self.namespace, {**known, **status})
+        self.set_status({**known, **status})
 
+    @one_look
     def observe(self) -> None:
         """See the spec: a changed pod template begins anew, and one that is stable already is through."""
         if not self.there():
@@ -68,6 +60,7 @@ class Argo:
             message="more replicas need to be updated", **self._pods(0),
         )  # fmt: skip
 
+    @one_look
     def finish(self) -> None:
         """Come to the end: the pods of the pod template are the stable ones."""
         self.write(
@@ -75,6 +68,7 @@ class Argo:
             currentStepIndex=len(self.steps) or None, phase="Healthy", message=None, **self._pods(100),
         )  # fmt: skip
 
+    @one_look
     def reach(self, index: int) -> None:
         """Come to a step; a pause is begun there."""
         self.observe()
@@ -90,6 +84,7 @@ class Argo:
             message="CanaryPauseStep" if paused else "more replicas need to be updated", **self._pods(weight),
         )  # fmt: skip
 
+    @one_look
     def pause(self, reason: str) -> None:
         """Pause for another reason."""
         self.observe()
@@ -99,6 +94,7 @@ class Argo:
             message=reason,
         )  # fmt: skip
 
+    @one_look
     def give_up(self, message: str) -> None:
         """Abort by itself, as after a metric that failed, and as `abort: true` makes it."""
         self.observe()
@@ -108,6 +104,7 @@ class Argo:
             currentStepIndex=0 if self.steps else None, phase="Degraded", message=message, **self._pods(0),
         )  # fmt: skip
 
+    @one_look
     def go_on(self) -> None:
         """Do what has been told since: a new spec, an abort, the end of a pause."""
         if not self.there():

@@ -33,6 +33,7 @@ __all__ = [
     "Kube",
     "control_plane",
     "deployment",
+    "fresh_namespace",
     "kube",
     "kubectl",
     "namespace",
@@ -68,13 +69,20 @@ def kube(control_plane: ControlPlane) -> Iterator[Kube]:
 
 
 @pytest.fixture
-def namespace(kube: Kube) -> Iterator[str]:
-    """A namespace of the test's own; what is in it goes with it, a little later."""
+def namespace(kube: Kube) -> str:
+    """A namespace of the test's own."""
+    return fresh_namespace(kube)
+
+
+def fresh_namespace(kube: Kube) -> str:
+    """Create a namespace and return its name.
+
+    It stays: to delete one, the controllers ask for all kinds of objects in it, which costs more than most tests, and
+    the whole control plane is thrown away in the end.
+    """
     name = f"test-{secrets.token_hex(4)}"
     kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    yield name
-    with _gone_already():
-        kube.delete("Namespace", name)
+    return name
 
 
 def wait_for(check: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:

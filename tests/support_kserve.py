@@ -12,25 +12,23 @@ from typing import Any
 
 from shipctl.records import digest_of
 from support_cluster import Kube
+from support_controller import Controller, Document, one_look
 
-Document = dict[str, Any]
 
-
-class KServe:
+class KServe(Controller):
     """One InferenceService's controllers; each call is one reconciliation."""
 
+    kind = "InferenceService"
+
     def __init__(self, kube: Kube, namespace: str, name: str = "shop") -> None:
-        self.kube, self.namespace, self.name = kube, namespace, name
+        super().__init__(kube, namespace, name)
         self.seen = ""
         self.count = 0
         self.slow = False
         """The newest pods do not become ready."""
 
-    def there(self) -> bool:
-        return self.kube.exists("InferenceService", self.name, self.namespace)
-
     def service(self) -> Document:
-        return self.kube.get("InferenceService", self.name, self.namespace)
+        return self.live()
 
     @property
     def percent(self) -> int | None:
@@ -39,8 +37,7 @@ class KServe:
 
     @property
     def component(self) -> Document:
-        status = self.service().get("status") or {}
-        return dict((status.get("components") or {}).get("predictor") or {})
+        return dict((self.status.get("components") or {}).get("predictor") or {})
 
     def traffic(self) -> dict[str, int]:
         """Knative's revisions that get requests, and how many percent."""
@@ -49,13 +46,16 @@ class KServe:
             shares[each["revisionName"]] = shares.get(each["revisionName"], 0) + each["percent"]
         return {name: share for name, share in shares.items() if share}
 
+    @one_look
     def go_on(self) -> None:
         """Reconcile until nothing changes any more."""
         for _ in range(3):
-            if self.there():
-                self.reconcile()
+            if not self.there() or not self.reconcile():
+                return
 
-    def reconcile(self) -> None:
+    @one_look
+    def reconcile(self) -> bool:
+        """Write the status for the spec as it is, and return whether that is another one."""
         spec = dict(self.service()["spec"]["predictor"])
         spec.pop("canaryTrafficPercent", None)
         if digest_of(spec) != self.seen:
@@ -71,11 +71,12 @@ class KServe:
             **self._rolled_out(before, traffic, ready, newest),
         }  # fmt: skip
         happy = ready == newest
-        self.write(component, "True" if happy else "Unknown", "" if happy else "Deploying")
+        return self.write(component, "True" if happy else "Unknown", "" if happy else "Deploying")
 
-    def write(self, component: Document, ready: str, reason: str = "", **more: Any) -> None:
-        """Write a status."""
-        conditions = (self.service().get("status") or {}).get("conditions") or []
+    @one_look
+    def write(self, component: Document, ready: str, reason: str = "", **more: Any) -> bool:
+        """Write a status, and return whether it is another one."""
+        conditions = self.status.get("conditions") or []
         same = [each for each in conditions if (each["type"], each["status"]) == ("Ready", ready)]
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         since = same[0]["lastTransitionTime"] if same else now
@@ -84,8 +85,9 @@ class KServe:
             condition["reason"] = reason
         url = f"http://{self.name}.example.com"
         status = {"components": {"predictor": component}, "conditions": [condition], "url": url, **more}
-        self.kube.set_status("InferenceService", self.name, self.namespace, status)
+        return self.set_status(status)
 
+    @one_look
     def fail(self, message: str) -> None:
         """Find that the newest model cannot be loaded."""
         self.slow = True
@@ -96,6 +98,7 @@ class KServe:
         }
         self.write(self.component, "Unknown", "RevisionMissing", modelStatus=failed)
 
+    @one_look
     def recover(self) -> None:
         """Load what it is told from now on."""
         self.slow = False

@@ -6,13 +6,15 @@ What the product says of a cluster is checked by a way of its own: none of this 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api, CustomObjectsApi
+    from kubernetes.client import ApiClient, ApiException, AppsV1Api, CoreV1Api, CustomObjectsApi
+    from urllib3 import BaseHTTPResponse
 
 Document = dict[str, Any]
 
@@ -52,7 +54,9 @@ class Kube:
         self.kubeconfig = kubeconfig
         self.url: str = cluster["server"]
         self._headers = {"Authorization": f"Bearer {config['users'][0]['user']['token']}"}
-        self._pool = urllib3.PoolManager(ca_certs=cluster["certificate-authority"], retries=False, timeout=30)
+        self._pool = urllib3.PoolManager(
+            ca_certs=cluster["certificate-authority"], retries=False, timeout=30, maxsize=4
+        )
         self._kinds: dict[str, dict[str, Document]] = {}
 
     def __enter__(self) -> Self:
@@ -148,16 +152,45 @@ class Kube:
     def delete(self, kind: str, name: str, namespace: str | None = None) -> None:
         self.request("DELETE", self.path(kind, namespace, name))
 
-    def exists(self, kind: str, name: str, namespace: str | None = None) -> bool:
+    def find(self, kind: str, name: str, namespace: str | None = None) -> Document | None:
+        """Return an object, or None if there is none."""
         from kubernetes.client import ApiException
 
         try:
-            self.get(kind, name, namespace)
+            return self.get(kind, name, namespace)
         except ApiException as exc:
             if exc.status == 404:
-                return False
+                return None
             raise
-        return True
+
+    def exists(self, kind: str, name: str, namespace: str | None = None) -> bool:
+        return self.find(kind, name, namespace) is not None
+
+    def watch(
+        self, kind: str, namespace: str | None = None, *, seconds: int = 3600, **query: str
+    ) -> Iterator[tuple[str, Document]]:
+        """Yield what becomes of the objects of a kind for so long; without a ``resourceVersion``, ADDED for each first.
+
+        It also ends when the server ends it, such as where it has forgotten the version.
+        """
+        asked = urlencode({"watch": "true", "timeoutSeconds": str(seconds), **query})
+        answer = self._pool.request(
+            "GET",
+            f"{self.url}{self.path(kind, namespace)}?{asked}",
+            headers={**self._headers, "Accept": "application/json"},
+            preload_content=False,
+            timeout=seconds + 30,
+        )
+        try:
+            if answer.status >= 400:
+                raise _refused(answer)
+            for line in answer:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return
+                yield event["type"], event["object"]
+        finally:
+            answer.close()
 
     # -- REST ----------------------------------------------------------------------------------------------
 
@@ -171,8 +204,6 @@ class Kube:
         **query: str,
     ) -> Document:
         """Make one call, without any retry, and return the answer's object."""
-        from kubernetes.client import ApiException
-
         given = {name: value for name, value in query.items() if value}
         answer = self._pool.request(
             method,
@@ -180,12 +211,9 @@ class Kube:
             body=None if body is None else json.dumps(body, ensure_ascii=False),
             headers={**self._headers, "Content-Type": content_type, "Accept": "application/json"},
         )
-        text = answer.data.decode()
         if answer.status >= 400:
-            refusal = ApiException(status=answer.status, reason=answer.reason)
-            refusal.body = text
-            raise refusal
-        return dict(json.loads(text))
+            raise _refused(answer)
+        return dict(json.loads(answer.data))
 
     def path(self, kind: str, namespace: str | None = None, name: str = "") -> str:
         """Return the path of a kind, or of one object of it."""
@@ -209,3 +237,11 @@ class Kube:
             found = self.request("GET", "/api/v1" if version == "v1" else f"/apis/{version}")
             self._kinds[version] = {one["kind"]: one for one in found["resources"] if "/" not in one["name"]}
         return self._kinds[version]
+
+
+def _refused(answer: BaseHTTPResponse) -> ApiException:
+    from kubernetes.client import ApiException
+
+    refusal = ApiException(status=answer.status, reason=answer.reason)
+    refusal.body = answer.data.decode()
+    return refusal

@@ -7,6 +7,7 @@ the live objects: see :func:`answered_by`.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -153,25 +154,32 @@ def answered_by(kube: Kube, namespace: str, app: str = "shop") -> str | None:
     of that Service; a backend without any answers 503, which is an error. Without a route, a node's kernel chooses
     among the ready addresses of the Service that clients use.
     """
+    return answers_of(kube, namespace, 1, app)[0]
+
+
+def answers_of(kube: Kube, namespace: str, times: int, app: str = "shop") -> list[str | None]:
+    """Send so many requests at this moment, and return what :func:`answered_by` would for each."""
     weights = _weights(kube, namespace, app)
     if weights is None:
         pods = _pods_behind(kube, namespace, app)
-        return random.choice(pods) if pods else None
+        return list(random.choices(pods, k=times)) if pods else [None] * times
     if not any(weights.values()):
-        return None
-    service = random.choices(list(weights), list(weights.values()))[0]
-    pods = _pods_behind(kube, namespace, service)
-    assert pods, f"503: {service} has no endpoints"
-    return random.choice(pods)
+        return [None] * times
+    answers: list[str | None] = []
+    for service, count in Counter(random.choices(list(weights), list(weights.values()), k=times)).items():
+        pods = _pods_behind(kube, namespace, service)
+        assert pods, f"503: {service} has no endpoints"
+        answers += random.choices(pods, k=count)
+    return answers
 
 
 def _weights(kube: Kube, namespace: str, app: str) -> Mapping[str, int] | None:
     """Return the weights of the route's default rule by Service; None if there is no route."""
-    if not kube.exists("HTTPRoute", app, namespace):
+    route = kube.find("HTTPRoute", app, namespace)
+    if route is None:
         return None
-    rules = kube.get("HTTPRoute", app, namespace)["spec"]["rules"]
     found: dict[str, int] = {}
-    for rule in rules:
+    for rule in route["spec"]["rules"]:
         if any(match.get("headers") for match in rule.get("matches", [])):
             continue
         for backend in rule.get("backendRefs", []):

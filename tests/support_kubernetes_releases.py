@@ -23,30 +23,56 @@ from shipctl_plugins.deploy.k8s_bluegreen import K8sBluegreen
 from support_cluster import ControlPlane, Kube
 from support_kubernetes import OLD
 
+_SERVERS = "app.kubernetes.io/component=server"
+
 
 class Watcher:
     """Somebody who follows all pods of the model, and notes how many there are and how many are ready."""
 
     def __init__(self, kube: Kube, namespace: str) -> None:
-        self.most, self.least = 0, 1000
         self._kube, self._namespace = kube, namespace
+        found = kube.request("GET", kube.path("Pod", namespace), labelSelector=_SERVERS)
+        self._version: str = found["metadata"]["resourceVersion"]
+        self._pods = {pod["metadata"]["name"]: pod for pod in found["items"]}
+        self.most, self.least = 0, 1000
         self._end = threading.Event()
+        self._failed: list[Exception] = []
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
+        self._count()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop it, once it has seen all that has become of them."""
         self._end.set()
         self._thread.join()
+        assert not self._failed, f"{self._failed[0]}"
 
     def _run(self) -> None:
-        while not self._end.is_set():
-            pods = self._kube.list("Pod", self._namespace, "app.kubernetes.io/component=server")
-            self.most = max(self.most, sum(not is_ending(pod) for pod in pods))
-            self.least = min(self.least, sum(is_ready(pod) for pod in pods))
-            time.sleep(0.01)
+        try:
+            while not self._end.is_set():
+                self._follow()
+        except Exception as exc:  # noqa: BLE001  (told by the thread that waits)
+            self._failed.append(exc)
+
+    def _follow(self) -> None:
+        """Note each change in turn, for a second."""
+        since = {"labelSelector": _SERVERS, "resourceVersion": self._version}
+        for happened, pod in self._kube.watch("Pod", self._namespace, seconds=1, **since):
+            about = pod["metadata"]
+            self._version = about["resourceVersion"]
+            if happened == "DELETED":
+                self._pods.pop(about["name"], None)
+            else:
+                self._pods[about["name"]] = pod
+            self._count()
+
+    def _count(self) -> None:
+        pods = self._pods.values()
+        self.most = max(self.most, sum(not is_ending(pod) for pod in pods))
+        self.least = min(self.least, sum(is_ready(pod) for pod in pods))
 
 
 @dataclass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shipctl.release.lease import FileLease
 from shipctl.release.router import Backend, RouterContext, TrafficRouter
+from shipctl.testing.routers import RouterConformance
 from shipctl_plugins._kubernetes.app import ANNOTATION_REVISION, App, Place
 from shipctl_plugins._kubernetes.traffic.ways import backend_of
 from support_cluster import Kube, wait_for
@@ -59,6 +61,9 @@ class Cluster:
     def get(self, kind: str, name: str | None = None) -> dict[str, Any]:
         return self.kube.get(kind, name or self.app.name, self.app.namespace)
 
+    def find(self, kind: str, name: str | None = None) -> dict[str, Any] | None:
+        return self.kube.find(kind, name or self.app.name, self.app.namespace)
+
     def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         return self.kube.create(dict(manifest), self.app.namespace)
 
@@ -76,6 +81,15 @@ class Cluster:
         if not annotations:
             wait_for(lambda: len(self.addresses(name)) == replicas, what=f"{name} does not become ready")
 
+    def remove_routes(self) -> None:
+        """Delete all that routes requests but the revisions' own Services, with what follows from it."""
+        own = {self.app.of(revision) for revision in (STABLE, CANDIDATE)}
+        for kind in ("HTTPRoute", "GRPCRoute", "VirtualService", "Service"):
+            for found in self.kube.list(kind, self.app.namespace):
+                if found["metadata"]["name"] not in own:
+                    self.kube.delete(kind, found["metadata"]["name"], self.app.namespace)
+        wait_for(lambda: not self.addresses(self.app.name), what="the endpoints of what was deleted stay")
+
     def addresses(self, service: str) -> list[str]:
         """Return the names of the pods that a Service reaches, as the nodes' own proxies know them."""
         label = f"kubernetes.io/service-name={service}"
@@ -83,19 +97,40 @@ class Cluster:
         endpoints = [one for found in slices for one in found.get("endpoints") or ()]
         return [one["targetRef"]["name"] for one in endpoints if one["conditions"]["ready"]]
 
-    def through_service(self, service: str) -> str | None:
-        """Send a connection to a Service, and return the revision of the pod that it comes to."""
+    def through_service(self, service: str, times: int = 1) -> list[str | None]:
+        """Open so many connections to a Service at this moment, and return the revisions of the pods they come to."""
         pods = self.addresses(service)
         if not pods:
-            return None
-        pod = random.choice(pods)
+            return [None] * times
+        return [self._revision_of(pod) for pod in random.choices(pods, k=times)]
+
+    def through(self, weights: Mapping[str, int], times: int = 1) -> list[str | None]:
+        """Send so many requests at this moment where a route has these weights by Service."""
+        if not sum(weights.values()):
+            return [None] * times
+        chosen = Counter(random.choices(list(weights), list(weights.values()), k=times))
+        answered: list[str | None] = []
+        for service, count in chosen.items():
+            found = self.through_service(service, count)
+            assert None not in found, f"{service} has no pods"
+            answered += found
+        return answered
+
+    def _revision_of(self, pod: str) -> str:
         return next(one for one in (STABLE, CANDIDATE) if pod.startswith(f"{self.app.of(one)}-"))
 
-    def through(self, weights: Mapping[str, int]) -> str | None:
-        """Send a request where a route has these weights by Service."""
-        if not sum(weights.values()):
-            return None
-        service = random.choices(list(weights), list(weights.values()))[0]
-        answered = self.through_service(service)
-        assert answered is not None, f"{service} has no pods"
-        return answered
+
+class RoutersInACluster(RouterConformance):
+    """What all of them have: the lease of the cluster's app, and answers that are told from one look at the objects."""
+
+    pause = 0.02
+    cluster: Cluster
+
+    def epoch(self, router: TrafficRouter) -> int:
+        return self.cluster.epoch
+
+    def take_over(self, router: TrafficRouter) -> int:
+        return self.cluster.take_over()
+
+    def ask(self, router: TrafficRouter) -> str | None:
+        return self.ask_many(router, 1)[0]

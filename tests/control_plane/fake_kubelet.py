@@ -22,15 +22,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import urllib3
-from kubernetes import client, config, watch
+from kubernetes.client import ApiException
+
+from support_kube import Kube
 
 NODE = "fake-node"
 READY_AFTER = 0.2
 """Seconds."""
-MERGE = "application/merge-patch+json"
 
 Pod = dict[str, Any]
 
@@ -38,8 +40,8 @@ Pod = dict[str, Any]
 class FakeKubelet:
     """Follows all pods of a cluster, and gives each the life that its annotations ask for."""
 
-    def __init__(self, kubeconfig: str) -> None:
-        self.core = client.CoreV1Api(config.new_client_from_config(kubeconfig))
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kube = Kube(kubeconfig)
         self._inbox: queue.Queue[tuple[float, int, Callable[[], None]]] = queue.Queue()
         self._numbers = itertools.count(1)
         self._addresses = itertools.count(1)
@@ -67,7 +69,7 @@ class FakeKubelet:
                 act = heapq.heappop(due)[2]
                 try:
                     act()
-                except client.ApiException as exc:
+                except ApiException as exc:
                     if exc.status not in {404, 409}:  # the pod is gone, or is another by now
                         print("fake kubelet:", exc.status, exc.body, file=sys.stderr, flush=True)
 
@@ -76,17 +78,16 @@ class FakeKubelet:
         while True:
             try:
                 return act()
-            except (client.ApiException, urllib3.exceptions.HTTPError, OSError) as exc:
+            except (ApiException, urllib3.exceptions.HTTPError, OSError) as exc:
                 print("fake kubelet: again after", type(exc).__name__, file=sys.stderr, flush=True)
                 time.sleep(0.1)
 
     # -- pods ----------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        for event in watch.Watch().stream(self.core.list_pod_for_all_namespaces, timeout_seconds=300):
-            pod: Pod = event["raw_object"]
+        for happened, pod in self.kube.watch("Pod"):
             uid = pod["metadata"]["uid"]
-            if event["type"] == "DELETED":
+            if happened == "DELETED":
                 self._started.discard(uid)
                 self._killed.discard(uid)
             elif pod["metadata"].get("deletionTimestamp"):
@@ -117,26 +118,19 @@ class FakeKubelet:
             "metadata": {"name": name, "namespace": namespace},
             "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
         }
-        # the answer is a Status, which the client would take for a Binding
-        self.core.create_namespaced_pod_binding(name, namespace, binding, _preload_content=False)
+        self.kube.request("POST", f"{self.kube.path('Pod', namespace, name)}/binding", binding)
 
     def _report(self, pod: Pod, address: str, *, ready: bool) -> None:
-        self.core.patch_namespaced_pod_status(
-            pod["metadata"]["name"],
-            pod["metadata"]["namespace"],
-            {"metadata": {"uid": pod["metadata"]["uid"]}, "status": pod_status(pod, address, ready=ready)},
-            _content_type=MERGE,
-            _preload_content=False,
-            field_manager="fake-kubelet",
+        about = pod["metadata"]
+        said = {"metadata": {"uid": about["uid"]}, "status": pod_status(pod, address, ready=ready)}
+        self.kube.patch(
+            "Pod", about["name"], about["namespace"], said, subresource="status", manager="fake-kubelet"
         )
 
     def _kill(self, pod: Pod) -> None:
-        self.core.delete_namespaced_pod(
-            pod["metadata"]["name"],
-            pod["metadata"]["namespace"],
-            body={"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}},
-            _preload_content=False,
-        )
+        about = pod["metadata"]
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": about["uid"]}}
+        self.kube.request("DELETE", self.kube.path("Pod", about["namespace"], about["name"]), options)
 
     # -- the node ------------------------------------------------------------------------------------------
 
@@ -147,8 +141,8 @@ class FakeKubelet:
             "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}},
         }
         try:
-            self.core.create_node(node, _preload_content=False)
-        except client.ApiException as exc:
+            self.kube.create(node)
+        except ApiException as exc:
             if exc.status != 409:
                 raise
         capacity = {"cpu": "64", "memory": "256Gi", "pods": "1000"}
@@ -159,7 +153,7 @@ class FakeKubelet:
                 {**condition("Ready", true=True), "reason": "Fake", "message": "no container runs"}
             ],
         }
-        self.core.patch_node_status(NODE, {"status": status}, _content_type=MERGE, _preload_content=False)
+        self.kube.patch("Node", NODE, None, {"status": status}, subresource="status")
 
 
 def pod_status(pod: Pod, address: str, *, ready: bool) -> dict[str, Any]:
@@ -204,4 +198,4 @@ def now() -> str:
 
 
 if __name__ == "__main__":
-    FakeKubelet(sys.argv[1]).run()
+    FakeKubelet(Path(sys.argv[1])).run()

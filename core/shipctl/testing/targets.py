@@ -28,7 +28,7 @@ from shipctl.release.target import (
 )
 from shipctl.release.traffic import WHOLE, Traffic
 from shipctl.stages.verdicts import Outcome
-from shipctl.testing.routers import ASKED, asking
+from shipctl.testing.routers import ASKED, PAUSE, asking
 
 _NOWHERE = "f" * 64
 _POLL_S = 0.05
@@ -58,6 +58,8 @@ class TargetConformance:
     plugin: ClassVar[type[Target]]
     patience: ClassVar[float] = 60.0
     """Seconds within which a candidate that works is ready."""
+    pause: ClassVar[float] = PAUSE
+    """Seconds between two requests of a client that never stops; more where asking costs a lot."""
 
     def ask(self, target: Target) -> str | None:
         """Send one request through the door and return the revision that answered; None where the door is closed.
@@ -65,6 +67,13 @@ class TargetConformance:
         Any exception is a failed request.
         """
         raise AssertionError("say in `ask` how a request is sent through the door")
+
+    def ask_many(self, target: Target, times: int) -> list[str | None]:
+        """Send so many requests, between which nothing changes, and return what :meth:`ask` would for each.
+
+        One by one, unless you override it: where `ask` looks up what a request would come to, one look is enough.
+        """
+        return [self.ask(target) for _ in range(times)]
 
     def again(self, target: Target) -> Target:
         """Return another object for the same target, as another process would have."""
@@ -227,7 +236,7 @@ class TargetConformance:
         assert (again.traffic, again.shifted) == (seen.traffic, seen.shifted), (
             "the same again changed something"
         )
-        answers = Counter(self.ask(target) for _ in range(ASKED))
+        answers = Counter(self.ask_many(target, ASKED))
         assert set(answers) <= {old.revision, new.revision}
         if weight in {0, WHOLE // 2}:
             expected = ASKED * seen.traffic.weight(new.revision) / WHOLE
@@ -240,7 +249,7 @@ class TargetConformance:
         """And stable has all its replicas for as long as it is stable."""
         old, new = candidates
         epoch = self._released(target, old)
-        with asking(lambda: self.ask(target)) as answers:
+        with asking(lambda: self.ask(target), self.pause) as answers:
             self._prepared(target, new, epoch)
             if Capability.WEIGHTS in target.capabilities:
                 half = {old.revision: WHOLE // 2, new.revision: WHOLE // 2}
@@ -264,7 +273,7 @@ class TargetConformance:
     ) -> None:
         old, new = candidates
         epoch = self._released(target, old)
-        with asking(lambda: self.ask(target)) as answers:
+        with asking(lambda: self.ask(target), self.pause) as answers:
             self._prepared(target, new, epoch)
             target.apply(Shift(traffic=Traffic.only(new.revision)), new, epoch)
             target.apply(Commit(expected=old.revision, revision=new.revision), new, epoch)

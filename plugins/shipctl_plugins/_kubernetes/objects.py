@@ -143,16 +143,22 @@ def ours(place: Place, kinds: Iterable[Kind]) -> list[Object]:
     Kinds that the cluster does not serve, or of which we may see nothing, have none of ours. The Role of who runs
     shipctl, and what binds it, are the administrator's, whatever labels they have.
     """
-    found: list[Object] = []
-    for kind in kinds:
-        if not place.cluster.has(kind.api_version, kind.name):
-            continue
-        try:
-            listed = place.cluster.list(kind.api_version, kind.name, place.app.selector)
-        except ForbiddenError:
-            continue
-        found += [each for each in listed if not _gives_us_rights(place, each)]
-    return found
+    return [each for kind in kinds for each in _ours(place, kind)]
+
+
+def any_of_ours(place: Place, kinds: Sequence[Kind]) -> bool:
+    """Whether :func:`ours` would return anything; asks for the last kind first, as what is remembered stays longest."""
+    return any(_ours(place, kind) for kind in reversed(kinds))
+
+
+def _ours(place: Place, kind: Kind) -> list[Object]:
+    if not place.cluster.has(kind.api_version, kind.name):
+        return []
+    try:
+        listed = place.cluster.list(kind.api_version, kind.name, place.app.selector)
+    except ForbiddenError:
+        return []
+    return [each for each in listed if not _gives_us_rights(place, each)]
 
 
 def _gives_us_rights(place: Place, found: Object) -> bool:

@@ -27,7 +27,7 @@ def taken_away(
     :raises LockedError: if another process acts on it, such as one that drives a release
     """
     kinds = list(kinds)
-    if not objects.ours(place, kinds):
+    if not objects.any_of_ours(place, kinds):
         return leave()
     had = lease.read() is not None
     epoch = lease.acquire_from_the_dead(lease.own() or own_name(), LEASE_SECONDS, log)

@@ -21,13 +21,13 @@ from shipctl_plugins._kubernetes.traffic.reducing import Reducer
 from shipctl_plugins._kubernetes.traffic.routing import ClusterRouted
 from shipctl_plugins._kubernetes.traffic.selector import SelectorRouter
 from shipctl_plugins._kubernetes.traffic.ways import (
-    POLL_S,
     SETTLE_S,
     Asked,
     Backends,
     Json,
     asked_of,
     fence,
+    pauses,
     since_of,
 )
 
@@ -146,7 +146,7 @@ class ReplicasRatio(SelectorRouter):
 
     def _all_there(self, asked: Asked) -> ClusterRouted:
         """Wait until the Service's endpoints are the pods that are ready."""
-        until = time.monotonic() + SETTLE_S
+        until, pause = time.monotonic() + SETTLE_S, pauses()
         names = [name for name, weight in asked.traffic.weights.items() if weight]
         while True:
             there = {self.place.app.of(name): len(self._pods.ready(name)) for name in names}
@@ -157,7 +157,7 @@ class ReplicasRatio(SelectorRouter):
                     f"the endpoints of the Service {self.place.app.name} are not the pods that are ready: see whether "
                     "the cluster's controllers run"
                 )
-            time.sleep(POLL_S)
+            time.sleep(next(pause))
 
 
 def _pair(traffic: Traffic) -> tuple[str | None, str | None]:

@@ -58,5 +58,5 @@ def test_an_abort_goes_back_from_every_step(
     last = release.run(abort_after=when)
     said = [step.message for step in release.steps]
     assert last.phase in {Phase.ROLLED_BACK, Phase.REJECTED}, "\n".join(said)
-    assert {support_kubernetes.answered_by(kube, namespace) for _ in range(10)} == {OLD}
+    assert set(support_kubernetes.answers_of(kube, namespace, 10)) == {OLD}
     assert {each["metadata"]["name"] for each in kube.list("Deployment", namespace)} == {"shop-aaaaaaaaaa"}

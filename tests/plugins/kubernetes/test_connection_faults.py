@@ -594,6 +594,20 @@ def test_a_kind_that_comes_later_is_found(api: FaultyApi, opened: Any) -> None:
     assert len(api.seen) == 3  # what is there is asked for once
 
 
+def test_of_two_versions_the_one_that_is_known_is_not_asked_for_again(api: FaultyApi, opened: Any) -> None:
+    slices = {"kind": "EndpointSlice", "name": "endpointslices", "namespaced": True}
+    versions = ("discovery.k8s.io/v1", "discovery.k8s.io/v1beta1")
+    api.then(page("404 page not found", 404), answer({"resources": [slices]}))
+    cluster = opened()
+    assert [cluster.first_served(versions, "EndpointSlice") for _ in range(3)] == [versions[1]] * 3
+    assert [seen.path for seen in api.seen] == [f"/apis/{version}" for version in versions]
+
+
+def test_what_every_cluster_serves_is_not_asked_for(api: FaultyApi, opened: Any) -> None:
+    assert opened().has("apps/v1", "Deployment")
+    assert api.seen == []
+
+
 def test_a_warning_is_told_once(api: FaultyApi, opened: Any, said: list[str]) -> None:
     api.then(answer({"metadata": {}}, Warning='299 - "policy/v1beta1 is \\"old\\"", 299 - "and unavailable"'))
     cluster = opened()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import pytest
@@ -29,9 +30,20 @@ def route(**backend: Any) -> dict[str, Any]:
     }
 
 
+@cache
 def objects_of(name: str) -> Objects:
+    """Return what these options make, once for all tests: who changes it takes a copy."""
     options = options_of(**COMBINATIONS[name])
     return [*everything(options), *operator_role(options, workload_of(options).app)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_read_once() -> Iterator[None]:
+    """Keep schemas: kubernetes-validate reads a version's definitions, a megabyte, again for each object."""
+    utils = pytest.importorskip("kubernetes_validate").utils
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 # -- ours ----------------------------------------------------------------------------------------------------
@@ -63,7 +75,7 @@ def test_there_are_schemas_of_the_oldest_supported_version_and_of_newer_ones() -
 
 
 def test_a_field_that_there_is_not_is_found() -> None:
-    service = of_kind(objects_of("one replica"), "Service", "digits-cnn")
+    service = of_kind(copy.deepcopy(objects_of("one replica")), "Service", "digits-cnn")
     service["spec"]["port"] = 80
     (found,) = problems([service], "1.34")
     assert found.startswith(

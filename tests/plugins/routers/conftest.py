@@ -12,7 +12,7 @@ from shipctl.release.router import Backend
 from shipctl_plugins._kubernetes.api.access import Access
 from shipctl_plugins._kubernetes.api.connection import connect
 from shipctl_plugins._kubernetes.app import App, Place
-from support_cluster import ControlPlane, Kube
+from support_cluster import ControlPlane, Kube, fresh_namespace
 from support_routers import CANDIDATE, STABLE, Cluster
 
 
@@ -24,12 +24,28 @@ def empty(control_plane: ControlPlane, kube: Kube, namespace: str, tmp_path: Pat
         yield Cluster(kube, Place(cluster, app), FileLease(tmp_path / "lease.json"))
 
 
+@pytest.fixture(scope="session")
+def revisions(
+    control_plane: ControlPlane, kube: Kube, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """An app with two revisions, whose pods are ready and which nobody changes, and without anything that routes."""
+    namespace, folder = fresh_namespace(kube), tmp_path_factory.mktemp("revisions")
+    with connect(Access(kubeconfig=str(control_plane.kubeconfig), namespace=namespace), folder) as cluster:
+        app = App(name="digits", namespace=namespace, pipeline="digits")
+        found = Cluster(kube, Place(cluster, app), FileLease(folder / "lease.json"))
+        found.add_revision(STABLE)
+        found.add_revision(CANDIDATE)
+        yield found
+
+
 @pytest.fixture
-def cluster(empty: Cluster) -> Cluster:
-    """An app with two revisions, whose pods are ready."""
-    empty.add_revision(STABLE)
-    empty.add_revision(CANDIDATE)
-    return empty
+def cluster(revisions: Cluster, tmp_path: Path) -> Iterator[Cluster]:
+    """An app with two revisions, whose pods are ready; what routes requests is the test's own.
+
+    For tests that move requests, and no pods.
+    """
+    yield Cluster(revisions.kube, revisions.place, FileLease(tmp_path / "lease.json"))
+    revisions.remove_routes()
 
 
 @pytest.fixture

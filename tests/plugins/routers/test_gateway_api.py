@@ -14,10 +14,9 @@ from shipctl.release.router import TrafficRouter
 from shipctl.release.target import Capability, StaleEpochError
 from shipctl.release.traffic import Mirror, Segment, Sticky, Traffic
 from shipctl.stages.context import CheckContext
-from shipctl.testing.routers import RouterConformance
 from shipctl_plugins.routers.gateway_api import GatewayApi
 from support_cluster import CLUSTER
-from support_routers import CANDIDATE, STABLE, Cluster
+from support_routers import CANDIDATE, STABLE, Cluster, RoutersInACluster
 
 pytestmark = [CLUSTER, pytest.mark.slow]
 
@@ -47,10 +46,8 @@ def move(cluster: Cluster, router: Any, traffic: Traffic) -> Any:
     return router.set(traffic, cluster.backends, etag=router.get().etag, epoch=cluster.epoch)
 
 
-class TestConformance(RouterConformance):
+class TestConformance(RoutersInACluster):
     """A route of ours."""
-
-    cluster: Cluster
 
     @pytest.fixture
     def router(self, cluster: Cluster) -> TrafficRouter:
@@ -58,16 +55,9 @@ class TestConformance(RouterConformance):
         router: TrafficRouter = cluster.open(GatewayApi, **GATEWAY)
         return router
 
-    def epoch(self, router: TrafficRouter) -> int:
-        return self.cluster.epoch
-
-    def take_over(self, router: TrafficRouter) -> int:
-        return self.cluster.take_over()
-
-    def ask(self, router: TrafficRouter) -> str | None:
-        if not self.cluster.kube.exists("HTTPRoute", "digits", self.cluster.app.namespace):
-            return None
-        return self.cluster.through(weights_of(plain_rule(self.cluster.get("HTTPRoute"))))
+    def ask_many(self, router: TrafficRouter, times: int) -> list[str | None]:
+        route = self.cluster.find("HTTPRoute")
+        return self.cluster.through(weights_of(plain_rule(route)) if route is not None else {}, times)
 
 
 FOREIGN = {
@@ -95,10 +85,8 @@ FOREIGN = {
 }
 
 
-class TestConformanceInAForeignRoute(RouterConformance):
+class TestConformanceInAForeignRoute(RoutersInACluster):
     """A rule of somebody else's route."""
-
-    cluster: Cluster
 
     @pytest.fixture
     def router(self, cluster: Cluster) -> TrafficRouter:
@@ -107,18 +95,12 @@ class TestConformanceInAForeignRoute(RouterConformance):
         router: TrafficRouter = cluster.open(GatewayApi, route="shop")
         return router
 
-    def epoch(self, router: TrafficRouter) -> int:
-        return self.cluster.epoch
-
-    def take_over(self, router: TrafficRouter) -> int:
-        return self.cluster.take_over()
-
-    def ask(self, router: TrafficRouter) -> str | None:
+    def ask_many(self, router: TrafficRouter, times: int) -> list[str | None]:
         rule = self.cluster.get("HTTPRoute", "shop")["spec"]["rules"][1]
         weights = weights_of(rule)
         assert weights.pop("museum") == 0
         weights.pop("digits", None)  # the Service that a closed door has no pods for
-        return self.cluster.through(weights)
+        return self.cluster.through(weights, times)
 
 
 # -- a route of ours -----------------------------------------------------------------------------------------

@@ -10,10 +10,9 @@ from shipctl.errors import StageError
 from shipctl.release.router import TrafficRouter
 from shipctl.release.target import Capability
 from shipctl.release.traffic import Mirror, Segment, Sticky, Traffic
-from shipctl.testing.routers import RouterConformance
 from shipctl_plugins.routers.istio import Istio
 from support_cluster import CLUSTER
-from support_routers import CANDIDATE, STABLE, Cluster
+from support_routers import CANDIDATE, STABLE, Cluster, RoutersInACluster
 
 pytestmark = [CLUSTER, pytest.mark.slow]
 
@@ -36,10 +35,8 @@ def weights_of(rule: dict[str, Any]) -> dict[str, int]:
     }
 
 
-class TestConformance(RouterConformance):
+class TestConformance(RoutersInACluster):
     """A VirtualService of ours."""
-
-    cluster: Cluster
 
     @pytest.fixture
     def router(self, cluster: Cluster) -> TrafficRouter:
@@ -47,16 +44,9 @@ class TestConformance(RouterConformance):
         router: TrafficRouter = cluster.open(Istio)
         return router
 
-    def epoch(self, router: TrafficRouter) -> int:
-        return self.cluster.epoch
-
-    def take_over(self, router: TrafficRouter) -> int:
-        return self.cluster.take_over()
-
-    def ask(self, router: TrafficRouter) -> str | None:
-        if not self.cluster.kube.exists("VirtualService", "digits", self.cluster.app.namespace):
-            return None
-        return self.cluster.through(weights_of(self.cluster.get("VirtualService")["spec"]["http"][-1]))
+    def ask_many(self, router: TrafficRouter, times: int) -> list[str | None]:
+        found = self.cluster.find("VirtualService")
+        return self.cluster.through(weights_of(found["spec"]["http"][-1]) if found is not None else {}, times)
 
 
 FOREIGN = {
@@ -82,10 +72,8 @@ FOREIGN = {
 }
 
 
-class TestConformanceInAForeignVirtualService(RouterConformance):
+class TestConformanceInAForeignVirtualService(RoutersInACluster):
     """A rule of somebody else's VirtualService."""
-
-    cluster: Cluster
 
     @pytest.fixture
     def router(self, cluster: Cluster) -> TrafficRouter:
@@ -94,16 +82,10 @@ class TestConformanceInAForeignVirtualService(RouterConformance):
         router: TrafficRouter = cluster.open(Istio, virtualService="shop", rule="model")
         return router
 
-    def epoch(self, router: TrafficRouter) -> int:
-        return self.cluster.epoch
-
-    def take_over(self, router: TrafficRouter) -> int:
-        return self.cluster.take_over()
-
-    def ask(self, router: TrafficRouter) -> str | None:
+    def ask_many(self, router: TrafficRouter, times: int) -> list[str | None]:
         weights = weights_of(self.cluster.get("VirtualService", "shop")["spec"]["http"][1])
         weights.pop("digits", None)  # the Service that a closed door has no pods for
-        return self.cluster.through(weights)
+        return self.cluster.through(weights, times)
 
 
 def test_grpc_and_http_get_the_same_weights_at_their_ports(cluster: Cluster) -> None:

@@ -15,11 +15,11 @@ from shipctl.errors import StageError
 from shipctl.release.router import TrafficRouter
 from shipctl.release.target import StaleEpochError
 from shipctl.release.traffic import Traffic
-from shipctl.testing.routers import RouterConformance, asking
+from shipctl.testing.routers import asking
 from shipctl_plugins._kubernetes.traffic.ratio import percentages, pods_for
 from shipctl_plugins.routers.replicas_ratio import ReplicasRatio
 from support_cluster import CLUSTER, wait_for
-from support_routers import CANDIDATE, STABLE, Cluster
+from support_routers import CANDIDATE, STABLE, Cluster, RoutersInACluster
 
 # -- what weights come to, for which nothing has to run ------------------------------------------------------
 
@@ -72,13 +72,20 @@ def half(weight: int) -> Traffic:
 # -- on the control plane ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def cluster(empty: Cluster) -> Cluster:
+    """An app with two revisions of its own, since their numbers of pods change."""
+    empty.add_revision(STABLE)
+    empty.add_revision(CANDIDATE)
+    return empty
+
+
 @CLUSTER
 @pytest.mark.slow
-class TestConformance(RouterConformance):
+class TestConformance(RoutersInACluster):
     """Pods of a fake kubelet; a weight becomes numbers of them."""
 
     rounds = True
-    cluster: Cluster
 
     @pytest.fixture
     def router(self, cluster: Cluster) -> TrafficRouter:
@@ -86,14 +93,8 @@ class TestConformance(RouterConformance):
         router: TrafficRouter = cluster.open(ReplicasRatio)
         return router
 
-    def epoch(self, router: TrafficRouter) -> int:
-        return self.cluster.epoch
-
-    def take_over(self, router: TrafficRouter) -> int:
-        return self.cluster.take_over()
-
-    def ask(self, router: TrafficRouter) -> str | None:
-        return self.cluster.through_service(self.cluster.app.name)
+    def ask_many(self, router: TrafficRouter, times: int) -> list[str | None]:
+        return self.cluster.through_service(self.cluster.app.name, times)
 
 
 @pytest.fixture

@@ -10,19 +10,17 @@ import pytest
 from shipctl.errors import StageError
 from shipctl.release.router import TrafficRouter
 from shipctl.release.traffic import Mirror, Segment, Sticky, Traffic
-from shipctl.testing.routers import RouterConformance
 from shipctl_plugins.routers.service_selector import ServiceSelector
 from support_cluster import CLUSTER
-from support_routers import CANDIDATE, STABLE, Cluster
+from support_routers import CANDIDATE, STABLE, Cluster, RoutersInACluster
 
 pytestmark = [CLUSTER, pytest.mark.slow]
 
 
-class TestConformance(RouterConformance):
+class TestConformance(RoutersInACluster):
     """Pods of a fake kubelet, selected by the API server's own controllers."""
 
     divides = False
-    cluster: Cluster
 
     @pytest.fixture
     def router(self, cluster: Cluster) -> TrafficRouter:
@@ -30,14 +28,8 @@ class TestConformance(RouterConformance):
         router: TrafficRouter = cluster.open(ServiceSelector)
         return router
 
-    def epoch(self, router: TrafficRouter) -> int:
-        return self.cluster.epoch
-
-    def take_over(self, router: TrafficRouter) -> int:
-        return self.cluster.take_over()
-
-    def ask(self, router: TrafficRouter) -> str | None:
-        return self.cluster.through_service(self.cluster.app.name)
+    def ask_many(self, router: TrafficRouter, times: int) -> list[str | None]:
+        return self.cluster.through_service(self.cluster.app.name, times)
 
 
 @pytest.fixture

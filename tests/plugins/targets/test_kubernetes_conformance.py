@@ -25,11 +25,19 @@ class Conformance(TargetConformance):
     name, plugin = "kubernetes", Kubernetes
     router: Any = "replicas"
     patience = 30.0
+    pause = 0.02
 
     @pytest.fixture(autouse=True)
     def _cluster(self, kube: Kube, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
         support_kubernetes.install(monkeypatch)
         self.kube, self.namespace = kube, namespace
+
+    @pytest.fixture(autouse=True)
+    def _emptied(self) -> None:
+        """Leave what a test has left: its namespace is thrown away with the control plane.
+
+        That `down` works is tested by its own tests.
+        """
 
     @pytest.fixture
     def candidates(self, tmp_path: Path) -> tuple[Candidate, Candidate]:
@@ -45,6 +53,9 @@ class Conformance(TargetConformance):
 
     def ask(self, target: Target) -> str | None:
         return support_kubernetes.answered_by(self.kube, self.namespace)
+
+    def ask_many(self, target: Target, times: int) -> list[str | None]:
+        return support_kubernetes.answers_of(self.kube, self.namespace, times)
 
 
 class TestReplicas(Conformance):

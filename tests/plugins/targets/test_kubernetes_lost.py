@@ -22,6 +22,7 @@ from support_kubernetes import (
     OLD,
     MakeTarget,
     answered_by,
+    answers_of,
     candidate,
     install,
     prepared,
@@ -163,5 +164,5 @@ def test_where_nothing_says_what_was_stable_the_traffic_stays(
             target.apply(act, new, epoch)
     with pytest.raises(StageError, match=said):
         target.observe()
-    assert {answered_by(kube, namespace) for _ in range(60)} == {OLD, NEW}
+    assert set(answers_of(kube, namespace, 60)) == {OLD, NEW}
     assert target.down()

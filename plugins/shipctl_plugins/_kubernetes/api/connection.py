@@ -8,7 +8,7 @@ exceptions of :mod:`._kubernetes.errors`.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -247,7 +247,11 @@ class Cluster(Calls):
 
     def has(self, api_version: str, kind: str) -> bool:
         """Whether the cluster serves a kind in this version."""
-        return kind in self._kinds.served(api_version)
+        return self._kinds.has(api_version, kind)
+
+    def first_served(self, versions: Sequence[str], kind: str) -> str:
+        """Return the first of these versions in which the cluster serves a kind; the first one if it does in none."""
+        return self._kinds.first(versions, kind) or versions[0]
 
     def allowed(
         self, verb: str, api_version: str, kind: str, subresource: str = "", *, name: str = ""

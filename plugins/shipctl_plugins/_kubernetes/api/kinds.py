@@ -7,7 +7,7 @@ is asked for once (discovery).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -90,6 +90,21 @@ class Kinds:
         if known is None:
             raise self.missing(api_version, kind)
         return known
+
+    def has(self, api_version: str, kind: str) -> bool:
+        """Whether the cluster serves a kind in this version."""
+        return (api_version, kind) in _EVERYWHERE or kind in self.served(api_version)
+
+    def first(self, versions: Sequence[str], kind: str) -> str | None:
+        """Return the first of these versions in which the cluster serves a kind; None if it does in none.
+
+        One of which that is known is not asked for again, and the others are not either.
+        """
+        with self._lock:
+            known = [version for version in versions if kind in self._found.get(version, ())]
+        if known:
+            return known[0]
+        return next((version for version in versions if self.has(version, kind)), None)
 
     def served(self, api_version: str) -> dict[str, Kind]:
         """Return what the API server serves of a version, by name. Versions that are missing are asked for again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -63,7 +64,7 @@ def objects_in(text: str, where: str) -> list[Manifest]:
     import yaml
 
     try:
-        found = [document for document in yaml.safe_load_all(text) if document is not None]
+        found = [document for document in _documents(text) if document is not None]
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -74,6 +75,20 @@ def objects_in(text: str, where: str) -> list[Manifest]:
             message = f"{where} makes something without apiVersion, kind and metadata: {str(document)[:60]!r}; add them"
             raise SpecError(message)
     return found
+
+
+def _documents(text: str) -> list[Any]:
+    """Return what is in ``text``, read by libyaml, ten times as fast, where that is there and content.
+
+    What it refuses is read once more by PyYAML itself, whose errors are the same everywhere.
+    """
+    import yaml
+
+    fast = getattr(yaml, "CSafeLoader", None)
+    if fast is not None:
+        with suppress(yaml.YAMLError):
+            return list(yaml.load_all(text, fast))
+    return list(yaml.safe_load_all(text))
 
 
 def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:

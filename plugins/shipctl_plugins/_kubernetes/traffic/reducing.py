@@ -11,7 +11,7 @@ from shipctl.errors import StageError
 from shipctl_plugins._kubernetes.api.errors import ConflictError
 from shipctl_plugins._kubernetes.app import ANNOTATION_EPOCH, Place
 from shipctl_plugins._kubernetes.pods import is_ready, wanted_of
-from shipctl_plugins._kubernetes.traffic.ways import POLL_S, Json, epoch_of, fence, notes_of
+from shipctl_plugins._kubernetes.traffic.ways import Json, epoch_of, fence, notes_of, pauses
 
 if TYPE_CHECKING:
     from shipctl_plugins._kubernetes.api.connection import Ref
@@ -49,11 +49,11 @@ class Reducer:
 
     def await_ready(self, scale: dict[str, int], seconds: float) -> bool:
         """Whether exactly so many pods are ready within that time."""
-        until = time.monotonic() + seconds
+        until, pause = time.monotonic() + seconds, pauses()
         while any(len(self.ready(name)) != pods for name, pods in scale.items()):
             if time.monotonic() >= until:
                 return False
-            time.sleep(POLL_S)
+            time.sleep(next(pause))
         return True
 
     def rescale(self, scale: dict[str, int], epoch: int) -> None:

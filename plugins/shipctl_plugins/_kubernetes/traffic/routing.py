@@ -28,7 +28,6 @@ from shipctl_plugins._kubernetes.app import (
 )
 from shipctl_plugins._kubernetes.traffic.ratio import percentages
 from shipctl_plugins._kubernetes.traffic.ways import (
-    POLL_S,
     Asked,
     Backends,
     Json,
@@ -39,6 +38,7 @@ from shipctl_plugins._kubernetes.traffic.ways import (
     fence,
     notes_of,
     own_or_absent,
+    pauses,
     since_of,
 )
 
@@ -292,7 +292,7 @@ class ClusterRouter(TrafficRouter):
 
     def _settled(self, epoch: int) -> ClusterRouted:
         """Wait until it is in effect."""
-        begun = time.monotonic()
+        begun, pause = time.monotonic(), pauses()
         while True:
             found = self._find()
             waits = [way.pending(one) for way, one in zip(self.ways, found, strict=True) if one is not None]
@@ -302,7 +302,7 @@ class ClusterRouter(TrafficRouter):
                 if left:
                     raise StageError(left[0].reason)
                 return self._routed(found)
-            time.sleep(POLL_S)
+            time.sleep(next(pause))
 
     # -- the end ---------------------------------------------------------------------------------------------
 

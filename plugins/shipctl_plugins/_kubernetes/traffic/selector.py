@@ -187,7 +187,7 @@ class SelectorRouter(ClusterRouter):
 def _endpoints(place: Place, service: str) -> Iterator[str]:
     """Yield the names of the pods that get requests through a Service; some twice, where there is IPv4 and IPv6."""
     cluster = place.cluster
-    version = next((one for one in _SLICES if cluster.has(one, "EndpointSlice")), _SLICES[0])
+    version = cluster.first_served(_SLICES, "EndpointSlice")
     for found in cluster.list(version, "EndpointSlice", {_SERVICE_NAME: service}):
         for endpoint in found.get("endpoints") or ():
             about = endpoint.get("targetRef") or {}

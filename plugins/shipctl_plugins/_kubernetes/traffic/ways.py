@@ -8,7 +8,7 @@ asked for stands beside it in an annotation, which names whole revisions where t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -36,7 +36,15 @@ COMPARATOR = "comparator"
 """The key among the backends under which the receiver of copies may stand."""
 SETTLE_S = 5.0
 """How long a change may take to be in effect, where controllers follow within a second."""
-POLL_S = 0.05
+_SOON_S, _LATER_S = 0.05, 0.5
+
+
+def pauses() -> Iterator[float]:
+    """Yield how long to wait before each look, in seconds: short as controllers are quick, then longer and longer."""
+    pause = _SOON_S
+    while True:
+        yield pause
+        pause = min(2 * pause, _LATER_S)
 
 
 class Asked(Record):
