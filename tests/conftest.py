@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import platform
@@ -29,7 +30,7 @@ LONGEST = (
     "test_large_model.py",
     "test_stage_examples.py",
     "test_tf2onnx.py",
-    "test_modelopt_quantize.py",
+    "test_hf_export.py",
     "test_releases.py",
     "test_digits_published.py",
     "test_local_conformance.py",
@@ -68,6 +69,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in why_not.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    # thousands of tests, and what they import, are never garbage: no need to look at them at each collection
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,8 +6,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +36,8 @@ class StageConformance:
             stage = "my-stage"
 
     Override :attr:`options` where the stage needs some, :meth:`inputs` where it takes artifacts of its own
-    kinds, and :attr:`objectives` where ``run`` or ``judge`` look at the spec's numbers.
+    kinds, and :attr:`objectives` where ``run`` or ``judge`` look at the spec's numbers. The stage runs twice, with the
+    same inputs, and all tests look at these two runs.
     """
 
     stage: ClassVar[str]
@@ -42,6 +45,7 @@ class StageConformance:
     options: ClassVar[Mapping[str, Any]] = {}
     """What would stand below ``with:``."""
     objectives: ClassVar[Objectives] = Objectives()
+    _done: ClassVar[dict[type, _Runs]] = {}
 
     def inputs(self, tmp_path: Path) -> Mapping[str, Artifact | list[Artifact] | None]:
         """Return the inputs to run with, by name; tiny real ones for the kinds that shipctl brings."""
@@ -73,49 +77,46 @@ class StageConformance:
 
     # -- what it does --------------------------------------------------------------------------------------
 
-    def test_same_inputs_give_the_same_outputs(self, tmp_path: Path) -> None:
-        stage = self._transform()
-        if stage.measurement:
+    def test_same_inputs_give_the_same_outputs(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        if self._transform().measurement:
             pytest.skip("a measurement differs from run to run")
-        inputs = self._inputs(tmp_path)
-        first, second = self._run(tmp_path, "first", inputs), self._run(tmp_path, "second", inputs)
-        assert _digests(first) == _digests(second), "the outputs of two runs with the same inputs differ"
+        runs = self._runs(tmp_path_factory)
+        assert _digests(runs.once.outputs) == _digests(runs.watched.outputs), (
+            "the outputs of two runs with the same inputs differ"
+        )
 
-    def test_declared_outputs_lie_in_the_work_directory(self, tmp_path: Path) -> None:
-        inputs = self._inputs(tmp_path)
-        outputs = self._run(tmp_path, "once", inputs)
-        for name, artifact in _artifacts(outputs).items():
+    def test_declared_outputs_lie_in_the_work_directory(
+        self, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        runs = self._runs(tmp_path_factory)
+        for name, artifact in _artifacts(runs.once.outputs).items():
             root = artifact.root.resolve()
-            passed = any(artifact.digest == given.digest for given in _flat(inputs))
-            assert passed or root.is_relative_to((tmp_path / "once").resolve()), (
+            passed = any(artifact.digest == given.digest for given in _flat(runs.inputs))
+            assert passed or root.is_relative_to(runs.once.workdir.resolve()), (
                 f"output {name!r} lies at {root}"
             )
             assert artifact.files, f"output {name!r} has no files"
 
-    def test_nothing_else_is_written(self, tmp_path: Path) -> None:
-        self._transform()
-        inputs = self._inputs(tmp_path)
-        before = [sealed(artifact).digest for artifact in _flat(inputs)]
-        with _written_files() as written:
-            self._run(tmp_path, "watched", inputs)
-        allowed = tuple(f"{path.resolve()}{os.sep}" for path in (tmp_path / "watched", tmp_path / "tmp"))
-        stray = sorted(path for path in written if not path.startswith(allowed) and not _is_harmless(path))
-        assert stray == [], f"files outside of ctx.workdir were opened for writing: {', '.join(stray)}"
-        assert [sealed(artifact).digest for artifact in _flat(inputs)] == before, "an input was changed"
+    def test_nothing_else_is_written(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        watched = self._runs(tmp_path_factory).watched
+        assert watched.stray == [], (
+            f"files outside of ctx.workdir were opened for writing: {', '.join(watched.stray)}"
+        )
+        assert watched.inputs_after == watched.inputs_before, "an input was changed"
 
-    def test_metrics_are_declared(self, tmp_path: Path) -> None:
+    def test_metrics_are_declared(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         from fnmatch import fnmatchcase
 
         declared = self._transform().metrics
-        found = [name for report in _reports(self._run(tmp_path, "once")) for name in report.metrics]
+        outputs = self._runs(tmp_path_factory).once.outputs
+        found = [name for report in _reports(outputs) for name in report.metrics]
         undeclared = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in declared)]
         assert undeclared == [], f"these metrics are not in the stage's `metrics`: {', '.join(undeclared)}"
 
     @pytest.mark.parametrize("value", [*_UNKNOWN, "missing"])
-    def test_gates_fail_closed(self, tmp_path: Path, value: str) -> None:
+    def test_gates_fail_closed(self, tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
         """A metric that is NaN, infinite or missing never passes."""
-        self._transform()
-        outputs = self._run(tmp_path, "once")
+        outputs = self._runs(tmp_path_factory).once.outputs
         if not any(report.metrics for report in _reports(outputs)):
             pytest.skip("its reports have no metrics")
         judged = self._judge(outputs)
@@ -155,8 +156,15 @@ class StageConformance:
     def _inputs(self, tmp_path: Path) -> StageInputs:
         return self._class().inputs_model(**dict(self.inputs(tmp_path)))
 
-    def _run(self, tmp_path: Path, name: str, inputs: StageInputs | None = None) -> StageOutputs:
-        given = inputs or self._inputs(tmp_path)
+    def _runs(self, tmp_path_factory: pytest.TempPathFactory) -> _Runs:
+        """Return the runs that the tests of this class look at: a stage may take long, and two are enough."""
+        self._transform()
+        if type(self) not in self._done:
+            folder = tmp_path_factory.mktemp("conformance")
+            self._done[type(self)] = _Runs(folder, self._inputs(folder), self._run)
+        return self._done[type(self)]
+
+    def _run(self, tmp_path: Path, name: str, given: StageInputs) -> StageOutputs:
         stage = self._transform()
         workdir = tmp_path / name
         scratch = tmp_path / "tmp"
@@ -177,6 +185,43 @@ class StageConformance:
         instance = stage(stage.options_model.model_validate(dict(self.options)))
         subjects = [report.subject for report in _reports(outputs)]
         return list(instance.judge(outputs, JudgeContext(self.objectives, subjects[0] if subjects else None)))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run gave and, where it was watched, what it touched."""
+
+    workdir: Path
+    outputs: StageOutputs
+    stray: list[str] = field(default_factory=list)
+    """Files elsewhere that it opened for writing."""
+    inputs_before: list[str] = field(default_factory=list)
+    inputs_after: list[str] = field(default_factory=list)
+
+
+class _Runs:
+    """Two runs of a stage with the same inputs, each made when a test asks for it; one that fails is made again."""
+
+    def __init__(
+        self, folder: Path, inputs: StageInputs, run: Callable[[Path, str, StageInputs], StageOutputs]
+    ) -> None:
+        self.inputs = inputs
+        self._folder, self._run = folder, run
+
+    @cached_property
+    def once(self) -> _Run:
+        return _Run(self._folder / "once", self._run(self._folder, "once", self.inputs))
+
+    @cached_property
+    def watched(self) -> _Run:
+        folder = self._folder
+        before = [sealed(artifact).digest for artifact in _flat(self.inputs)]
+        with _written_files() as written:
+            outputs = self._run(folder, "watched", self.inputs)
+        allowed = tuple(f"{path.resolve()}{os.sep}" for path in (folder / "watched", folder / "tmp"))
+        stray = sorted(path for path in written if not path.startswith(allowed) and not _is_harmless(path))
+        after = [sealed(artifact).digest for artifact in _flat(self.inputs)]
+        return _Run(folder / "watched", outputs, stray, before, after)
 
 
 def _ignore(_: str) -> None:

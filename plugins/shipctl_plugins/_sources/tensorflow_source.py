@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import tempfile
@@ -100,7 +99,7 @@ def tensorflow_source(
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     # names of layers are counted through in a process, and would come out in the graph
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     try:
         callee = (
             open_keras_file(model) if model.format == "keras" else open_saved_model(model, signature_name)
@@ -108,7 +107,6 @@ def tensorflow_source(
         yield TensorflowSource(callee, model.signature)
     finally:
         keras.utils.clear_session()
-        gc.collect()
 
 
 def import_tensorflow() -> tuple[Any, Any]:

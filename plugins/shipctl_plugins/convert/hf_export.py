@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -99,10 +100,13 @@ class HfExport(Stage[Options, Inputs, Outputs]):
         options, signature = self.options, inputs.model.signature
         folder = ctx.workdir / "model"
         with hf_source(inputs.model, threads=ctx.threads) as source:
+            # an export takes its time: what may fail without it comes first
+            tokenizer = _tokenizer_files(source)
             example = source.valid_inputs(
                 arrays.fixed_batch(signature) or EXAMPLE_BATCH, ctx.seed, options.dimensions
             )
-            require(graph.array_differences(source.run(example), example, signature), "the model")
+            for feed in (example, self._longest(source, ctx)):
+                require(graph.array_differences(source.run(feed), feed, signature), "the model")
             exported = export_graph(source, example, options.opset, folder, ctx)
             require(graph.graph_differences(exported, signature), "the exported graph")
             graph.declare(exported, signature)
@@ -112,10 +116,12 @@ class HfExport(Stage[Options, Inputs, Outputs]):
                 source, folder / graph.MODEL_FILE, signature, self._cases(source, inputs, ctx), ctx,
                 parity.Parity(),
             )  # fmt: skip
-            kept = _keep_tokenizer(source, folder)
+        for path in tokenizer:
+            shutil.copyfile(path, folder / path.name)  # without its mode: what is read may be read-only
         model = made_from(inputs.model, folder, options.opset)
         notes = {
-            "nodes": graph.node_count(exported), "architecture": source.folder.architecture, "tokenizer": kept,
+            "nodes": graph.node_count(exported), "architecture": source.folder.architecture,
+            "tokenizer": [path.name for path in tokenizer],
         }  # fmt: skip
         report = write_report(
             ctx.workdir, subject=model.digest, title=f"Export to ONNX, opset {options.opset}",
@@ -126,6 +132,13 @@ class HfExport(Stage[Options, Inputs, Outputs]):
     def judge(self, outputs: Outputs, ctx: JudgeContext) -> Sequence[Verdict]:
         """Compare parity with its bounds."""
         return parity.judge_parity(outputs.report, self.options)
+
+    def _longest(self, source: HfSource, ctx: StageContext) -> dict[str, Array]:
+        """Return a sample of the most tokens."""
+        options = self.options
+        varies = source.sequence if source.sequence not in options.dimensions else None
+        sizes = dict(options.dimensions) | ({varies: max(options.lengths)} if varies else {})
+        return source.valid_inputs(arrays.fixed_batch(source.signature) or 1, ctx.seed, sizes)
 
     def _cases(
         self, source: HfSource, inputs: Inputs, ctx: StageContext
@@ -143,8 +156,8 @@ class HfExport(Stage[Options, Inputs, Outputs]):
             )
 
 
-def _keep_tokenizer(source: HfSource, folder: Any) -> list[str]:
-    """Copy the tokenizer's files to the graph and return their names."""
+def _tokenizer_files(source: HfSource) -> Sequence[Path]:
+    """Return the tokenizer's files, which a model of tokens needs."""
     files = source.folder.tokenizer_files
     if not files and "input_ids" in {spec.name for spec in source.inputs}:
         message = (
@@ -152,6 +165,4 @@ def _keep_tokenizer(source: HfSource, folder: Any) -> list[str]:
             "save it there with tokenizer.save_pretrained"
         )
         raise StageError(message)
-    for path in files:
-        shutil.copyfile(path, folder / path.name)  # without its mode: what is read may be read-only
-    return [path.name for path in files]
+    return files

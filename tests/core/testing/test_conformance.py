@@ -166,29 +166,35 @@ class TestGoodStage(StageConformance):
         ("liar", "test_same_inputs_give_the_same_outputs", "run returned Inputs"),
     ],
 )
-def test_a_bad_stage_fails_its_test(tmp_path: Path, name: str, test: str, text: str) -> None:
+def test_a_bad_stage_fails_its_test(
+    tmp_path_factory: pytest.TempPathFactory, name: str, test: str, text: str
+) -> None:
     with pytest.raises(AssertionError, match=text):
-        getattr(suite(name), test)(tmp_path)
+        getattr(suite(name), test)(tmp_path_factory)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("generous", "nan"), ("generous", "missing"), ("generous", "inf")]
 )
-def test_a_gate_that_lets_the_unknown_pass_fails(tmp_path: Path, name: str, value: str) -> None:
+def test_a_gate_that_lets_the_unknown_pass_fails(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: str
+) -> None:
     with pytest.raises(AssertionError, match=f"these gates pass a metric that is {value}: score"):
-        suite(name).test_gates_fail_closed(tmp_path, value)
+        suite(name).test_gates_fail_closed(tmp_path_factory, value)
 
 
-def test_a_gate_that_vanishes_with_its_metric_fails(tmp_path: Path) -> None:
-    suite("silent").test_gates_fail_closed(tmp_path, "nan")
+def test_a_gate_that_vanishes_with_its_metric_fails(tmp_path_factory: pytest.TempPathFactory) -> None:
+    suite("silent").test_gates_fail_closed(tmp_path_factory, "nan")
     with pytest.raises(AssertionError, match="gates vanished together with their metrics"):
-        suite("silent").test_gates_fail_closed(tmp_path, "missing")
+        suite("silent").test_gates_fail_closed(tmp_path_factory, "missing")
 
 
-def test_an_input_without_a_sample_skips_with_what_to_do(tmp_path: Path) -> None:
+def test_an_input_without_a_sample_skips_with_what_to_do(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     triton = type("Suite", (StageConformance,), {"stage": "triton-deploy"})()
     with pytest.raises(pytest.skip.Exception, match="a release stage changes a system outside"):
-        triton.test_same_inputs_give_the_same_outputs(tmp_path)
+        triton.test_same_inputs_give_the_same_outputs(tmp_path_factory)
     with pytest.raises(
         pytest.skip.Exception, match="no sample of triton-repository for input 'repository'; override"
     ):
@@ -214,7 +220,7 @@ def test_frameworks_are_found_in_a_fresh_process(tmp_path: Path, monkeypatch: py
     assert frameworks_imported_by("light_module") == []
 
 
-def test_the_environment_is_as_before_after_a_run(tmp_path: Path) -> None:
+def test_the_environment_is_as_before_after_a_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     before = (Path.cwd(), dict(os.environ))
-    suite("good").test_same_inputs_give_the_same_outputs(tmp_path)
+    suite("good").test_same_inputs_give_the_same_outputs(tmp_path_factory)
     assert (Path.cwd(), dict(os.environ)) == before

@@ -15,7 +15,7 @@ import pytest
 
 from shipctl.errors import SpecError, StageError
 from shipctl.signature import Signature, TensorSpec
-from shipctl.stages.artifacts import Artifact, HuggingFaceModel
+from shipctl.stages.artifacts import Artifact, Dataset, HuggingFaceModel
 from shipctl.stages.context import CheckContext, JudgeContext, Upstream
 from shipctl.stages.verdicts import Outcome
 from shipctl.testing.conformance import StageConformance
@@ -24,13 +24,14 @@ from shipctl_plugins._onnx import graph
 from shipctl_plugins._sources.hf_source import hf_source
 from shipctl_plugins._sources.opening import open_source
 from shipctl_plugins.convert.hf_export import HfExport, Inputs, Options, Outputs
+from support_lazy import lazy
 
 if TYPE_CHECKING:
     import torch
     import transformers
 else:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = lazy("torch", reason="PyTorch is not installed")
+    transformers = lazy("transformers", reason="transformers is not installed")
 
 pytestmark = pytest.mark.torch
 
@@ -42,7 +43,7 @@ IDS, MASK, TYPES = (
 LOGITS = TensorSpec(name="logits", dtype="float32", shape=("batch", 2))
 VECTOR = TensorSpec(name="sentence_embedding", dtype="float32", shape=("batch", 32))
 SIZES: dict[str, Any] = {
-    "vocab_size": 33, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "vocab_size": 33, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
     "max_position_embeddings": 40,
 }  # fmt: skip
 FIVE: dict[str, Any] = {"num_labels": 5}
@@ -84,7 +85,8 @@ def save(folder: Path, kind: str, config: Any) -> Path:
 
 def sentence_model(folder: Path, pooling: Mapping[str, Any] | None, *more: str) -> Path:
     """Save a model as sentence-transformers lays it out."""
-    save(folder, "BertModel", transformers.BertConfig(**SIZES))
+    # what it pools are the embeddings, without the layers that take long to export
+    save(folder, "BertModel", transformers.BertConfig(**SIZES | {"num_hidden_layers": 0}))
     kinds = ["Transformer", *(["Pooling"] if pooling else []), *more]
     modules = [
         {
@@ -121,9 +123,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[HuggingFaceModel
     from shipctl.stages.context import StageContext
 
     said: list[str] = []
-    model = tiny(tmp_path_factory.mktemp("tiny"))
+    folder = tmp_path_factory.mktemp("tiny")
+    model = tiny(folder)
+    ones = np.ones((20, 4), np.int64)
+    np.savez(folder / "data.npz", allow_pickle=False, input_ids=ones, attention_mask=ones)
+    data = sealed(Dataset.at(folder / "data.npz", role="calibration"))
     ctx = StageContext(workdir=tmp_path_factory.mktemp("export"), log=said.append)
-    return model, HfExport(Options()).run(Inputs(model=model), ctx), said
+    outputs = HfExport(Options()).run(Inputs(model=model, calibration=data), ctx)
+    return model, outputs, said
 
 
 def test_classifier_answers_texts_like_the_library(exported: Any) -> None:
@@ -150,7 +157,7 @@ def test_parity_is_measured_on_valid_ids_of_several_lengths(exported: Any) -> No
         "random inputs, batch 1, 32 tokens",
         "random inputs, batch 3, 1 tokens",
     ]
-    assert len(cases) == 9
+    assert len([case for case in cases if case.startswith("random")]) == 9
     verdicts = HfExport(Options()).judge(outputs, JudgeContext())
     assert {verdict.outcome for verdict in verdicts} == {Outcome.PASS}
 
@@ -196,15 +203,9 @@ def test_tokenizer_stays_beside_the_graph(exported: Any) -> None:
     assert outputs.report.details["architecture"] == "BertForSequenceClassification"
 
 
-def test_calibration_data_is_compared_too(dataset: Any, context: Any, tmp_path: Path) -> None:
-    model = tiny(tmp_path)
-    data = dataset(
-        "calibration", input_ids=np.ones((5, 4), np.int64), attention_mask=np.ones((5, 4), np.int64)
-    )
-    outputs = HfExport(Options(batches=(2,), lengths=(3,))).run(
-        Inputs(model=model, calibration=data), context()
-    )
-    assert [row["samples"] for row in outputs.report.details["parity"]] == [2, 2, 2, 1]
+def test_calibration_data_is_compared_too(exported: Any) -> None:
+    samples = [row["samples"] for row in exported[1].report.details["parity"]]
+    assert samples[-3:] == [16, 16, 4]
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ def test_calibration_data_is_compared_too(dataset: Any, context: Any, tmp_path: 
          LOGITS),
         ("DistilBertModel",
          lambda: transformers.DistilBertConfig(
-             vocab_size=33, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=40),
+             vocab_size=33, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=40),
          (IDS, MASK), TensorSpec(name="last_hidden_state", dtype="float32", shape=("batch", "sequence", 32))),
         # the encoder of a model with a head: its pooler was never trained, and is not asked
         ("BertForMaskedLM", lambda: transformers.BertConfig(**SIZES), (IDS, MASK),
@@ -234,10 +235,13 @@ def test_calibration_data_is_compared_too(dataset: Any, context: Any, tmp_path: 
     ],
 )  # fmt: skip
 def test_architecture_and_outputs_decide_what_is_exported(
-    kind: str, config: Callable[[], Any], inputs: Any, outputs: TensorSpec, context: Any, tmp_path: Path
-) -> None:
+    kind: str, config: Callable[[], Any], inputs: Any, outputs: TensorSpec, context: Any, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     folder = save(tmp_path / "model", kind, config())
+    capfd.readouterr()
     done = export(at(folder, inputs, outputs), context)
+    assert capfd.readouterr() == ("", "")
     assert done.report.metrics["parity.max_abs_error"] < 1e-4
     assert [spec.name for spec in done.model.signature.inputs] == [spec.name for spec in inputs]
 
@@ -386,8 +390,3 @@ def test_plan_refuses_an_input_that_no_model_has(tmp_path: Path) -> None:
         "model.inputs: hf-export asks no Hugging Face model with 'words'; name input_ids, attention_mask, "
         "token_type_ids, position_ids, pixel_values"
     )
-
-
-def test_nothing_is_printed(tmp_path: Path, context: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    export(tiny(tmp_path), context)
-    assert capfd.readouterr() == ("", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -66,7 +67,9 @@ class TestConformance(StageConformance):
 
 @pytest.fixture(scope="module")
 def tf() -> Any:
-    return import_tensorflow()[0]
+    tf = import_tensorflow()[0]
+    gc.freeze()  # Keras looks for garbage whenever a model is closed, and here is none
+    return tf
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from shipctl.testing.conformance import StageConformance
 from shipctl_plugins.optimize import int4
 from shipctl_plugins.optimize._quantized import Inputs, Outputs
 from shipctl_plugins.optimize.int4 import Int4, Options
+from support_lazy import skip_without
 
-pytest.importorskip("onnx_ir", reason="needs the optimize extra")
+skip_without("onnx_ir", reason="needs the optimize extra")
 
 MLP = Signature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 100)),),

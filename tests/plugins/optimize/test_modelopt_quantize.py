@@ -20,8 +20,9 @@ from shipctl.stages.verdicts import Outcome, Verdict
 from shipctl.testing.conformance import StageConformance
 from shipctl_plugins.optimize import _modelopt, int8_calibration
 from shipctl_plugins.optimize.modelopt_quantize import Inputs, ModeloptQuantize, Options, Outputs
+from support_lazy import skip_without
 
-pytest.importorskip("modelopt.onnx", reason="nvidia-modelopt is not installed")
+skip_without("modelopt.onnx", reason="nvidia-modelopt is not installed")
 pytestmark = [pytest.mark.slow]
 
 MLP = Signature(

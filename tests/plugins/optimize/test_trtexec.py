@@ -23,8 +23,9 @@ from shipctl_plugins.optimize.int8_calibration import Inputs as CalibrationInput
 from shipctl_plugins.optimize.int8_calibration import Int8Calibration
 from shipctl_plugins.optimize.int8_calibration import Options as CalibrationOptions
 from shipctl_plugins.optimize.trtexec import Inputs, Options, Outputs, Trtexec
+from support_lazy import skip_without
 
-pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+skip_without("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
 AHEAD = {"backend": "tensorrt-rtx", "compute_capability": ["8.9"], "require_run": False}
 TENSORRT = {

@@ -171,7 +171,9 @@ def test_parity_is_found_in_the_reports_of_the_stages_that_made_the_candidates(c
     outputs = select([BASE, HALF, INT8], reports, context, "size", subject_to=["parity.cosine >= 0.98"])
     assert outputs.model is HALF
     assert reasons(outputs)["int8"] == "parity.cosine 0.97 is not >= 0.98"
-    assert reasons(outputs)["fp32"].startswith("size 1000 B, the chosen"), "it is what others are compared with"
+    assert reasons(outputs)["fp32"].startswith("size 1000 B, the chosen"), (
+        "it is what others are compared with"
+    )
 
 
 def test_front_between_objective_and_accuracy(context: Any) -> None:

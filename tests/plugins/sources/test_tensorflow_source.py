@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -40,7 +41,9 @@ DIGITS = Signature(
 
 @pytest.fixture(scope="module")
 def keras() -> Any:
-    return import_tensorflow()[1]
+    keras = import_tensorflow()[1]
+    gc.freeze()  # Keras looks for garbage whenever a model is closed, and here is none
+    return keras
 
 
 @pytest.fixture

@@ -21,11 +21,12 @@ from shipctl.stages.artifacts import TorchModel
 from shipctl.testing.samples import sealed
 from shipctl_plugins._sources.opening import open_source
 from shipctl_plugins._sources.torch_source import torch_source
+from support_lazy import lazy
 
 if TYPE_CHECKING:
     import torch
 else:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch = lazy("torch", reason="PyTorch is not installed")
 
 pytestmark = pytest.mark.torch
 
@@ -179,20 +180,10 @@ def test_model_without_weights_is_the_same_for_the_same_seed(source: Any) -> Non
 # -- models in one file, and state dicts ---------------------------------------------------------------------------
 
 
-class Scaled(torch.nn.Module):
-    """Multiplies by a weight, and by the size of a batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = torch.nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.linear(x) * x.shape[0]
-        return y
-
-
 @pytest.fixture
 def network() -> torch.nn.Module:
+    from support_torch_networks import Scaled
+
     torch.manual_seed(1)
     return Scaled().eval()
 
@@ -363,15 +354,15 @@ def test_state_dict_with_more_than_tensors_takes_trust(source: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"weight": torch.zeros(3, 4), "epoch": 3}, "weights w.pt are no state dict: 'epoch' is a int; "),
-        (torch.zeros(3), "weights w.pt are no state dict: it is a Tensor; "),
-        ({"weight": torch.zeros(3, 5), "bias": torch.zeros(3)},
+        (lambda: {"weight": torch.zeros(3, 4), "epoch": 3}, "weights w.pt are no state dict: 'epoch' is a int; "),
+        (lambda: torch.zeros(3), "weights w.pt are no state dict: it is a Tensor; "),
+        (lambda: {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)},
          "weights w.pt do not fit the model: of another shape: weight ([3, 5] in the file, [3, 4] in the model); "),
     ],
 )  # fmt: skip
 def test_state_dict_that_does_not_fit_is_named(source: Any, content: Any, message: str) -> None:
     model = source({"net.py": LINEAR}, weights="w.pt")
-    torch.save(content, model.root / "w.pt")
+    torch.save(content(), model.root / "w.pt")
     with pytest.raises(StageError) as caught:
         build(model)
     assert str(caught.value).startswith(message)
