@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shipctl.engine.ports import input_ports, output_ports
 from shipctl.errors import PluginError
@@ -23,6 +23,28 @@ FRAMEWORKS = frozenset(
 """Packages that cost from a tenth of a second to seconds to import: inside functions only."""
 
 _IMPORT_TIMEOUT_S = 120
+_IMPORTING = """
+import importlib, os, sys, traceback
+import shipctl.stages.base
+
+answers = os.dup(1)
+os.dup2(2, 1)
+for module in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(module)
+            found = sorted(set(sys.argv[1].split()).intersection(sys.modules))
+            os.write(answers, (" ".join([module, *found]) + "\\n").encode())
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+"""
+"""What all stages import is imported once; each module then in a fork, so that it hides nothing from the next one."""
 
 
 def static_problems(stage: StageClass) -> list[str]:
@@ -92,20 +114,26 @@ def frameworks_imported_by(module: str) -> list[str]:
 
     :raises PluginError: if the module does not import
     """
-    code = (
-        "import importlib, sys; importlib.import_module(sys.argv[1]); "
-        "print(' '.join(sorted(set(sys.argv[2].split()).intersection(sys.modules))))"
-    )
+    return frameworks_imported_by_each([module])[module]
+
+
+def frameworks_imported_by_each(modules: Sequence[str]) -> dict[str, list[str]]:
+    """Do so for several modules, each in a process of its own that has imported nothing but what all stages import.
+
+    :raises PluginError: if one of them does not import
+    """
     done = subprocess.run(
-        [sys.executable, "-c", code, module, " ".join(FRAMEWORKS)],
+        [sys.executable, "-c", _IMPORTING, " ".join(FRAMEWORKS), *modules],
         capture_output=True,
         text=True,
         timeout=_IMPORT_TIMEOUT_S,
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
+    found = {module: frameworks for module, *frameworks in map(str.split, done.stdout.splitlines())}
     if done.returncode:
+        module = next(module for module in modules if module not in found)
         last = done.stderr.strip().rpartition("\n")[2]
         message = f"{module} does not import: {last}"
         raise PluginError(message)
-    return done.stdout.split()
+    return found
