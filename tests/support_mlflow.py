@@ -260,9 +260,33 @@ class RealMlflow:
     """A running server on loopback."""
 
     uri: str
-    process: subprocess.Popen[bytes]
+    command: list[str]
+    environ: Mapping[str, str]
     python: Path
     log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Start it, again on the same port and database if it was stopped, and return when it answers."""
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.log.parent,
+                env={**_quiet_environ(), **self.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                message = f"MLflow does not answer; the end of its log:\n{self.log.read_text()[-3000:]}"
+                raise RuntimeError(message)
+            time.sleep(0.2)
 
     def rest(self, path: str, body: Mapping[str, Any] | None = None, **query: str) -> dict[str, Any]:
         """Make a plain REST call: GET, or POST with a body."""
@@ -309,26 +333,9 @@ def start_mlflow(folder: Path, *arguments: str, environ: Mapping[str, str] | Non
         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
         "--artifacts-destination", str(folder / "artifacts"), *arguments,
     ]  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**_quiet_environ(), **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    server = RealMlflow(f"http://127.0.0.1:{port}", process, python, log)
-    deadline = time.monotonic() + START_S
-    while True:
-        with suppress(OSError), urllib.request.urlopen(f"{server.uri}/health", timeout=2):
-            return server
-        if process.poll() is not None or time.monotonic() > deadline:
-            server.stop()
-            message = f"MLflow does not answer; the end of its log:\n{log.read_text()[-3000:]}"
-            raise RuntimeError(message)
-        time.sleep(0.2)
+    server = RealMlflow(f"http://127.0.0.1:{port}", command, environ or {}, python, log)
+    server.start()
+    return server
 
 
 def _quiet_environ() -> dict[str, str]:

@@ -112,7 +112,7 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], search: Mapping[str, Any]) -> 
     """Draw a metric over the number of quantised layers; empty text if there is nothing to draw.
 
     ``rows`` have `quantized`, `accuracy` and `drop`; the line joins the best of each number. ``search`` may say which
-    `metric` it is, what it was `before`, and the `budget` of its drop, which for `rmse` and `mae` is a fraction of that.
+    `metric` it is, what it was `before`, and the `budget` of its drop: a fraction of that for `rmse` and `mae`.
     """
     points = [
         (float(row["quantized"]), float(row["accuracy"]))
