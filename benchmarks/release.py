@@ -41,7 +41,7 @@ EQUAL_STEPS = [{"setWeight": 50}, {"pause": {"duration": "3s"}}]
 def main() -> int:
     """Measure, and print what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rate", type=float, default=80, help="requests per second")
+    parser.add_argument("--rate", type=float, default=faults.RATE, help="requests per second")
     parser.add_argument("--equal", metavar="N", type=int, default=0, help="release N equal candidates")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE")
     given = parser.parse_args()

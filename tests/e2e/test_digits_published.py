@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from shipctl.cli.main import run
 from shipctl_plugins._triton.environment import ensure_server_environment
 from shipctl_plugins._triton.server import TritonServer
 from support_models import write_second_version
@@ -56,6 +59,17 @@ class Runner:
         assert "Traceback" not in done.stderr
         self.said.append(done.stderr)
         return done.stdout
+
+    def here(self, *arguments: str) -> str:
+        """Run a command in this process, of which there are many here; the others are as a user has them."""
+        said = io.StringIO()
+        with (
+            patch.dict(os.environ, self.environ, clear=True),
+            contextlib.chdir(self.root),
+            contextlib.redirect_stdout(said),
+        ):
+            assert run([*arguments]) == 0, f"{arguments}: {said.getvalue()}"
+        return said.getvalue()
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         return json.loads(self.shipctl(*arguments, "--json", code=code))
@@ -171,8 +185,8 @@ def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
     # What each spec for a cluster would put there holds against the schemas, and reads from that bucket.
     for spec in sorted((production.root / "specs/kubernetes").glob("*.yaml")):
         name = f"specs/kubernetes/{spec.name}"
-        production.shipctl("apply", name, "--until", "unpack")
-        rendered = production.shipctl("render", name)
+        production.here("apply", name, "--until", "unpack")
+        rendered = production.here("render", name)
         assert f"/{bucket}/team/repositories/" in rendered, name
 
     # The second version takes over; the first one stays, and anybody can go back.

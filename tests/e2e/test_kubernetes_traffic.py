@@ -168,7 +168,7 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
 
 @pytest.fixture(scope="module")
 def world(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Version 1.0.0 serves, and 50 requests a second come."""
+    """Version 1.0.0 serves, and 40 requests a second come."""
     root = tmp_path_factory.mktemp("traffic")
     (root / ".shipctl").mkdir()
     namespace = "traffic"
@@ -213,7 +213,7 @@ def world(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
             made = World(Project(root), running, Load(root / "none"), target, analysis)
             first = made.apply("1.0.0", analysis=None)  # nobody asks it yet
             assert first.code == 0, first.said + str(running.problems)
-            with load(running.address, root / "requests", rate=50, ones=0.25) as requests:
+            with load(running.address, root / "requests", rate=40, ones=0.25) as requests:
                 made.load = requests
                 yield made
 

@@ -272,7 +272,7 @@ class TestConformance(MetricProviderConformance):
     @pytest.fixture
     def provider(self, replicas: Replicas) -> TritonMetrics:
         ctx, self.made, self.webs = replicas
-        made = provider(ctx, timeout="300ms")
+        made = provider(ctx, timeout="2s")
         now = time.time()
         made.query(CANDIDATE, now, now)
         return made
