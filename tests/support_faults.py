@@ -65,7 +65,6 @@ class World:
     version: int = 0
     serving: str = "1.0.0"
     logs: list[str] = field(default_factory=list)
-    analysis: dict[str, Any] = field(default_factory=ANALYSIS.copy)
 
     @property
     def target(self) -> Path:
@@ -76,7 +75,7 @@ class World:
         """Write the next version of the spec and return it."""
         self.version += 1
         version = f"1.{self.version}.0"
-        given: dict[str, Any] = {"analysis": self.analysis, "scaleDownDelay": "2s"}
+        given: dict[str, Any] = {"analysis": ANALYSIS, "scaleDownDelay": "2s"}
         if strategy == "canary":
             given["steps"] = STEPS
         self.project.write(version, fault, strategy=strategy, options={**given, **options})
@@ -268,7 +267,7 @@ def source_goes_away(live: World, prometheus: str, stop: Callable[[], None]) -> 
     }
     live.next(
         steps=[{"setWeight": 50}, {"pause": {"duration": "60s"}}],
-        analysis={**live.analysis, "metrics": [metric], "consecutiveErrorLimit": 2},
+        analysis={**ANALYSIS, "metrics": [metric], "consecutiveErrorLimit": 2},
     )
 
     def end(_process: subprocess.Popen[str]) -> float:

@@ -23,9 +23,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Version 1.0.0 serves, and requests come."""
     root = tmp_path_factory.mktemp("live")
     (root / ".shipctl").mkdir()
-    with world(root, rate=30) as running:
-        # other tests take the same cores: only what is several times as slow is told from that
-        running.analysis |= {"slowTolerance": "100%", "slowLimit": "300%"}
+    with world(root) as running:
         yield running
 
 
