@@ -52,6 +52,7 @@ def test_a_candidate_that_is_not_ready_gets_nothing(door: Any, load: Callable[..
     one = door.candidate[0]
     one.behave("sick")
     until(lambda: door.proxy.ready(one.backend) is False)
+    time.sleep(1)  # that is one protocol; each has health checks of its own, twice a second
     begin = one.seen
     with load(door) as result:
         time.sleep(1)

@@ -388,9 +388,10 @@ def test_replicas_that_were_being_replaced_come_back_first(shop: Callable[[str],
         look = here.observer.look()
         here.lease.renew(epoch, 4)
         groups = [look.group(name) for name in (STABLE, CANDIDATE)]
-        if [group.ready for group in groups] == [1, 1]:
-            return True
         follow = partial(_follow, here, look, Traffic.only(CANDIDATE), epoch)
+        if [group.ready for group in groups] == [1, 1]:
+            follow({STABLE: 1, CANDIDATE: 1})  # the shares follow what is ready
+            return True
         scaling.replace(look, look.state.entries[CANDIDATE], Surge(maxSurge=1, maxUnavailable=1), follow)
         return False
 
