@@ -137,8 +137,7 @@ bench-store: $(DEVELOPMENT) ## Measure publishing to S3 beside aws, boto3 and mi
 
 # Debian packages: command that tells whether it is there, then the package. chromium looks at reports in a test, ceph's
 # gateway is a real S3 server, skopeo reads what is packaged as an OCI image, prometheus measures releases,
-# Alertmanager calls for the way back, dpkg-source
-# unpacks what `make kube` builds.
+# Alertmanager calls for the way back, dpkg-source unpacks what `make kube` builds, g++ compiles an extension of ModelOpt.
 SYSTEM_DEPS := chromium:chromium ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common skopeo:skopeo \
 	prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager dpkg-source:dpkg-dev g++:g++
 # Triton's Python backend loads an interpreter, 3.12 or older, as a shared library, which Debian splits off.

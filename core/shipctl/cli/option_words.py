@@ -49,7 +49,7 @@ def default_words(name: str, schema: Mapping[str, Any]) -> str:
 def grouped(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the schemas of the groups of options that options of ``schema`` hold, by title, as they are mentioned."""
     definitions: Mapping[str, Any] = schema.get("$defs", {})
-    found: dict[str, Mapping[str, Any]] = {}
+    mentioned: dict[str, Mapping[str, Any]] = {}
 
     def look(part: Any) -> None:
         if isinstance(part, list):
@@ -57,15 +57,12 @@ def grouped(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
                 look(item)
         elif isinstance(part, Mapping):
             name = str(part.get("$ref", "")).rpartition("/")[2]
-            group = definitions.get(name, {})
-            title = str(group.get("title", name))
-            if group.get("properties") and title not in found:
-                found[title] = group
-                look(group["properties"])
-            elif name and not group.get("properties"):
-                look({key: value for key, value in group.items() if key != "$ref"})
-            for value in part.values():
-                look(value)
+            if name in definitions and name not in mentioned:
+                mentioned[name] = definitions[name]
+                look(definitions[name])
+            look(list(part.values()))
 
     look(schema.get("properties", {}))
-    return found
+    return {
+        str(group.get("title", name)): group for name, group in mentioned.items() if "properties" in group
+    }

@@ -164,8 +164,6 @@ class GraphBuilder:
                         bindings.setdefault(name, ())
                 yield Node(_node_id(stage.id, variant), index, stage, cls, variant, bindings)
 
-    # -- one input -----------------------------------------------------------------------------------------
-
 
 def _agree(one: Mapping[Axis, Any], other: Mapping[Axis, Any]) -> bool:
     return all(other.get(axis, value) == value for axis, value in one.items())

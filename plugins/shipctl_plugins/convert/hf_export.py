@@ -133,23 +133,26 @@ class HfExport(Stage[Options, Inputs, Outputs]):
         """Compare parity with its bounds."""
         return parity.judge_parity(outputs.report, self.options)
 
+    def _sizes(self, source: HfSource, length: int) -> dict[str, int]:
+        """Return the sizes of varying dimensions, with so many tokens unless `dimensions` says how many."""
+        tokens = {source.sequence: length} if source.sequence else {}
+        return tokens | dict(self.options.dimensions)
+
     def _longest(self, source: HfSource, ctx: StageContext) -> dict[str, Array]:
         """Return a sample of the most tokens."""
-        options = self.options
-        varies = source.sequence if source.sequence not in options.dimensions else None
-        sizes = dict(options.dimensions) | ({varies: max(options.lengths)} if varies else {})
+        sizes = self._sizes(source, max(self.options.lengths))
         return source.valid_inputs(arrays.fixed_batch(source.signature) or 1, ctx.seed, sizes)
 
     def _cases(
         self, source: HfSource, inputs: Inputs, ctx: StageContext
     ) -> Iterator[tuple[str, dict[str, Array]]]:
         options, signature = self.options, source.signature
-        varies = source.sequence if source.sequence not in options.dimensions else None
+        varies = source.sequence and source.sequence not in options.dimensions
         for batch in arrays.batch_sizes(signature, options.batches):
-            for length in options.lengths if varies else (0,):
-                sizes = dict(options.dimensions) | ({varies: length} if varies else {})
+            for length in options.lengths if varies else options.lengths[:1]:
+                feed = source.valid_inputs(batch, ctx.seed + 1, self._sizes(source, length))
                 shown = f", {length} tokens" if varies else ""
-                yield f"random inputs, batch {batch}{shown}", source.valid_inputs(batch, ctx.seed + 1, sizes)
+                yield f"random inputs, batch {batch}{shown}", feed
         if inputs.calibration is not None:
             yield from arrays.sample_batches(
                 inputs.calibration, signature, options.samples, max(options.batches)
