@@ -59,6 +59,9 @@ LONGEST = (
 )
 """Files of half a minute and more, the longest first."""
 
+FRAMEWORKS = ("convert", "onnx", "optimize", "qualify", "sources", "tensorrt_backends", "validate")
+"""Folders of tests/plugins whose tests import PyTorch, TensorFlow and their like, each for seconds."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shipctl")
@@ -74,6 +77,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in why_not.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """Give workers whole files, and one of them all that import frameworks: once instead of in each."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduling = LoadFileScheduling(config, log)
+    file_of: Callable[[str], str] = scheduling._split_scope
+
+    def group_of(nodeid: str) -> str:
+        file = file_of(nodeid)
+        _, _, place = file.rpartition("tests/plugins/")
+        return "frameworks" if place.partition("/")[0] in FRAMEWORKS else file
+
+    scheduling._split_scope = group_of
+    scheduler: object = scheduling
+    return scheduler
 
 
 def pytest_collection_finish() -> None:

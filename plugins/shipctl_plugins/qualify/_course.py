@@ -219,15 +219,18 @@ class Course:
         """Put what was measured in different rungs on one scale, that of the chosen one's full measurement.
 
         A machine is not equally fast in every second, so speeds are multiplied by what the chosen one came to in full,
-        divided by what it came to in the same rung; both are medians of rounds.
+        divided by what it came to in the same rung; both are medians of rounds. Where those of the full measurement
+        have too few runs for the percentile (see :func:`rounds_of`), numbers stay as they were measured.
         """
-        metric = self._choice.objective.metric
+        metric, chosen = self._choice.objective.metric, best.model.digest
+        full = self._levels[-1].get(chosen)
+        if full is None:
+            return
         for levels in self._levels:
             for candidate in candidates:
                 digest = candidate.model.digest
-                if digest in levels and best.model.digest in levels:
-                    full = self._levels[-1][best.model.digest]
-                    candidate.level = levels[digest] / levels[best.model.digest] * full
+                if digest in levels and chosen in levels:
+                    candidate.level = levels[digest] / levels[chosen] * full
         for candidate in candidates:
             if 0 < candidate.share < 1 and candidate.level is not None:
                 candidate.metrics[metric] = candidate.level

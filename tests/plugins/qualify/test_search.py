@@ -279,6 +279,23 @@ def test_numbers_of_different_rungs_are_put_on_one_scale() -> None:
     assert candidates[0].metrics["latency.p95"] == 6.0
 
 
+def test_numbers_stay_as_they_were_measured_where_the_last_rounds_have_too_few_runs() -> None:
+    """A machine that is suddenly busy: the whole has a percentile then, and its rounds have none."""
+    fake = Fake({1: 3.0, 2: 2.0})
+    speed = fake.speed
+
+    def busy(models: Sequence[OnnxModel], share: float) -> list[tuple[Rows, Rounds]]:
+        return [(rows, rounds if share < 1 else {}) for rows, rounds in speed(models, share)]
+
+    fake.speed = busy  # type: ignore[method-assign]
+    candidates, course = search(fake, [1, 2])
+    best = choice().decide(candidates).best
+    course.level(candidates, best)
+    assert best is candidates[1]
+    assert [item.metrics["latency.p95"] for item in candidates] == [3.0, 2.0]
+    assert [item.level for item in candidates] == [None, None]
+
+
 def test_a_late_ancestor_is_still_the_bar() -> None:
     parent = candidate(1, metrics={"latency.p95": 1.0}, reason="not measured in full: …", late=True)
     child = candidate(2, metrics={"latency.p95": 2.0})
