@@ -38,7 +38,7 @@ RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest
 # More workers than cores: many tests wait for servers.
-JOBS ?= 3
+JOBS ?= 4
 
 .PHONY: help
 help: ## List the targets.

@@ -25,6 +25,9 @@ __all__ = ["control_plane", "kube", "namespace"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Until all tests are collected, which leaves no garbage.
+gc.disable()
+
 LONGEST = (
     "test_kubernetes_traffic.py",
     "test_releases.py",
@@ -102,6 +105,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
 def pytest_collection_finish() -> None:
     # thousands of tests, and what they import, are never garbage: no need to look at them at each collection
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,7 @@ from support_bridge_comparator import ComparatorPod
 from support_bridge_routes import traffic_of
 from support_kube import Kube
 
-INTERVAL = 0.1
+INTERVAL = 0.4
 """Seconds between two looks at the cluster."""
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"

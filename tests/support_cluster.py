@@ -87,14 +87,15 @@ def fresh_namespace(kube: Kube) -> str:
 
 def wait_for(check: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
     """Return what ``check`` returns as soon as it is true; an object that is not there (404) is not there yet."""
-    until = time.monotonic() + seconds
+    begin = time.monotonic()
+    until = begin + seconds
     while True:
         with _gone_already():
             value = check()
             if value:
                 return value
         assert time.monotonic() < until, f"after {seconds:g} s: {what or 'nothing'}"
-        time.sleep(0.05)
+        time.sleep(0.05 if time.monotonic() < begin + 1 else 0.1)
 
 
 def kubectl(control_plane: ControlPlane, *args: str, stdin: str | None = None) -> str:

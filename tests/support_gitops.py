@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,47 +36,62 @@ FOLDER = "clusters/prod/digits"
 TEMPLATES = Path(__file__).parents[1] / "templates" / "shipctl_templates" / "kubernetes"
 
 
+def _git(repository: Path, *words: str, stdin: str | None = None) -> str:
+    who = {"GIT_AUTHOR_NAME": "Ann", "GIT_AUTHOR_EMAIL": "ann@example.com"}
+    who |= {"GIT_COMMITTER_NAME": "Ann", "GIT_COMMITTER_EMAIL": "ann@example.com"}
+    done = subprocess.run(
+        [GIT, f"--git-dir={repository}", *words], input=stdin, capture_output=True, text=True, check=False,
+        timeout=30, env={"PATH": os.environ["PATH"], "HOME": str(repository.parent), **who},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+@cache
+def _begun() -> Path:
+    """A bare repository with one commit, made once for all tests of this process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "remote.git"
+    _git(path, "init", "--quiet", "--bare", "--initial-branch=main", str(path))
+    _commit(path, "main", {"README.md": "clusters\n"}, "begin", new=True)
+    return path
+
+
+def _commit(
+    repository: Path, branch: str, files: Mapping[str, str | None], message: str, *, new: bool
+) -> None:
+    lines = [f"commit refs/heads/{branch}", "committer Ann <ann@example.com> now", _data(message)]
+    if not new:
+        lines.append(f"from refs/heads/{branch}^0")
+    for path, text in files.items():
+        lines.append(f"D {path}" if text is None else f"M 100644 inline {path}\n{_data(text)}")
+    _git(repository, "fast-import", "--quiet", "--date-format=now", stdin="\n".join([*lines, ""]))
+
+
+def _data(text: str) -> str:
+    return f"data {len(text.encode())}\n{text}"
+
+
 class Remote:
     """A bare repository with one commit, and what tests want to know of it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "remote.git"
-        self.git("init", "--quiet", "--bare", "--initial-branch=main", str(self.path), bare=False)
-        self.commit({"README.md": "clusters\n"}, "begin")
+        shutil.copytree(_begun(), self.path)
 
     @property
     def url(self) -> str:
         return self.path.as_uri()
 
-    def git(self, *words: str, bare: bool = True, stdin: str | None = None, index: Path | None = None) -> str:
+    def git(self, *words: str, stdin: str | None = None) -> str:
         """Run git, the real one, on the repository itself."""
-        who = {"GIT_AUTHOR_NAME": "Ann", "GIT_AUTHOR_EMAIL": "ann@example.com"}
-        who |= {"GIT_COMMITTER_NAME": "Ann", "GIT_COMMITTER_EMAIL": "ann@example.com"}
-        command = [GIT, *([f"--git-dir={self.path}"] if bare else []), *words]
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, check=False, timeout=30,
-            env={"PATH": os.environ["PATH"], "HOME": str(self.path.parent), **who,
-                 **({"GIT_INDEX_FILE": str(index)} if index is not None else {})},
-        )  # fmt: skip
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-        return done.stdout
+        return _git(self.path, *words, stdin=stdin)
 
     def commit(self, files: Mapping[str, str | None], message: str, branch: str = "main") -> str:
         """Commit as somebody else: path to text, None for what is removed."""
-        index = self.path.parent / "remote-index"
-        known = branch in self.branches()
-        self.git("read-tree", *([branch] if known else ["--empty"]), index=index)
-        for path, text in files.items():
-            if text is None:
-                self.git("update-index", "--force-remove", path, index=index)
-                continue
-            blob = self.git("hash-object", "-w", "--stdin", stdin=text).strip()
-            self.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", index=index)
-        tree = self.git("write-tree", index=index).strip()
-        parents = ["-p", self.head(branch)] if known else []
-        commit = self.git("commit-tree", tree, *parents, "-m", message).strip()
-        self.git("update-ref", f"refs/heads/{branch}", commit)
-        return commit
+        _commit(self.path, branch, files, message, new=branch not in self.branches())
+        return self.head(branch)
 
     def revert(self, commit: str) -> None:
         """Undo a commit at the head of the branch, as a person does."""
@@ -82,6 +100,9 @@ class Remote:
         ).strip())  # fmt: skip
 
     def head(self, branch: str = "main") -> str:
+        ref = self.path / "refs" / "heads" / branch
+        if ref.exists():  # it is not packed, and wins over one that is
+            return ref.read_text().strip()
         return self.git("rev-parse", f"refs/heads/{branch}").strip()
 
     def branches(self) -> list[str]:
@@ -96,7 +117,15 @@ class Remote:
     def files(self, commit: str = "main", folder: str = FOLDER) -> dict[str, str]:
         """Return what lies in the folder: name to text."""
         names = self.git("ls-tree", "-r", "--name-only", commit, "--", f"{folder}/").splitlines()
-        return {name.removeprefix(f"{folder}/"): self.git("show", f"{commit}:{name}") for name in names}
+        wanted = "".join(f"{commit}:{name}\n" for name in names)
+        told = self.git("cat-file", "--batch", stdin=wanted).encode()
+        found = {}
+        for name in names:
+            head, _, told = told.partition(b"\n")
+            size = int(head.split()[-1])
+            found[name.removeprefix(f"{folder}/")] = told[:size].decode()
+            told = told[size + 1 :]
+        return found
 
     def objects(self, commit: str = "main", folder: str = FOLDER) -> list[dict[str, Any]]:
         """Return the objects that the kustomization lists, as kustomize builds them."""

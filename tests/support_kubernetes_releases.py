@@ -105,7 +105,7 @@ class Released:
                 return step
             if abort_after and any(text in step.message for text in abort_after.split("|")):
                 self.aborted = "somebody wants that"
-            time.sleep(min(step.requeue, 0.2))
+            time.sleep(min(step.requeue, 0.4))
         raise AssertionError([step.message for step in self.steps[-5:]])
 
 

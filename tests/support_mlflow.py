@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import patch
 
 from shipctl.engine.environments import Environment, ensure_environment
 from shipctl.evidence.package import MANIFEST, PROVENANCE, PackagedArtifact, PackageManifest
@@ -29,6 +31,8 @@ from shipctl.stages.context import ReleaseContext
 from shipctl.store.depot import open_depot
 from shipctl.store.local import LocalStore
 from shipctl_plugins._mlflow import agent
+from shipctl_plugins._mlflow.login import Login
+from shipctl_plugins._mlflow.process import RETRIES
 from shipctl_plugins.register.mlflow_register import (
     MlflowRegister,
     MlflowRegisterInputs,
@@ -38,6 +42,8 @@ from shipctl_plugins.register.mlflow_register import (
 
 REQUIREMENTS = ("mlflow==3.17.2", "onnx>=1.19,<2", "onnxruntime>=1.22,<2")
 """Of the server, and of a colleague who logs ONNX models there."""
+WRITES = ("create", "delete", "describe", "finish", "log", "set", "tag")
+"""How the names of calls begin that change something on the server."""
 START_S = 120.0
 LIFE_S = 600
 """Seconds after which a server ends by itself, whatever became of the test."""
@@ -198,6 +204,20 @@ class InProcessMlflow:
     def forget(self) -> None:
         """Begin to count anew, and die no more."""
         self.calls, self.die_before, self.die_after = [], None, None
+
+
+class ServedHere:
+    """The agent as its process runs it, with its environment, but in this process, which imports MLflow only once."""
+
+    def __init__(self, login: Login) -> None:
+        self._setup = {"uri": login.uri, "retries": RETRIES, "environ": login.environ()}
+
+    def __call__(self, call: str, arguments: Mapping[str, Any], within: float | None) -> dict[str, Any]:
+        request = {"call": call, "arguments": dict(arguments)}
+        lines, answers = [json.dumps(line) for line in (self._setup, request)], io.StringIO()
+        with patch.dict(os.environ):
+            agent.serve(io.StringIO("\n".join(lines)), answers)
+        return dict(json.loads(answers.getvalue()))
 
 
 class Saying:

@@ -112,11 +112,11 @@ class Proxy:
 
 
 @contextmanager
-def proxy_to(endpoint: str, *, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
-    """Run a proxy in front of an ``http://host:port``; with ``tls`` its clients speak https."""
+def proxy_to(endpoint: str, *, tls: ssl.SSLContext | None = None, port: int = 0) -> Iterator[Proxy]:
+    """Run a proxy in front of an ``http://host:port``, on any free port; with ``tls`` its clients speak https."""
     address = urlsplit(endpoint)
     upstream = (address.hostname or "127.0.0.1", address.port or 80)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    listener = socket.create_server(("127.0.0.1", port), backlog=64)
     proxy = Proxy(f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}")
     threads: list[threading.Thread] = []
     open_sockets: set[socket.socket] = set()

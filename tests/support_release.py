@@ -23,8 +23,8 @@ Fault = Literal["slow", "errors", "wrong", "differs"]
 WIDTH = 768
 BIAS = 1e-4
 """Times a version's seed is what its model adds to each value."""
-SLOW_ROUNDS = 120
-"""Multiplications of a square matrix that a slow model does: several milliseconds."""
+SLOW_ROUNDS = 500
+"""Multiplications of a square matrix that a slow model does: some tens of milliseconds, which a busy machine is not."""
 
 
 def seed_of(version: str) -> int:

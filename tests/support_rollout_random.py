@@ -187,6 +187,9 @@ class Releasing(RuleBasedStateMachine):
 
     @initialize(name=st.sampled_from(sorted(PLANS)), first=st.sampled_from([False, False, False, True]))
     def begin(self, name: str, first: bool) -> None:
+        self.start(name, first=first)
+
+    def start(self, name: str, *, first: bool) -> None:
         self.world = World(PLANS[name], first=first)
         self.saved = RolloutState()
         self.aborting = False

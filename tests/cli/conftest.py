@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from shipctl.cli.main import run
 from shipctl.testing.fixtures import Invocation, SampleProject, project
 from support_cli import ENTRY_POINTS, LIGHT, SPEC, Call, install
+from support_in_process import in_process
 
 __all__ = ["project"]
 
@@ -42,9 +40,6 @@ def call(project: SampleProject, monkeypatch: pytest.MonkeyPatch) -> Call:
 
     def call(*arguments: str) -> Invocation:
         monkeypatch.chdir(project.root)
-        stdout, stderr = StringIO(), StringIO()
-        with redirect_stdout(stdout), redirect_stderr(stderr):
-            exit_code = run(arguments)
-        return Invocation(exit_code, stdout.getvalue(), stderr.getvalue())
+        return in_process(project.root, *arguments)
 
     return call

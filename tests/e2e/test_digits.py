@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from support_in_process import in_process
 from support_models import write_bad_version, write_second_version
 from support_specs import copy_specs
 
@@ -49,6 +50,12 @@ class Project:
     def json(self, *arguments: str) -> Any:
         return json.loads(self.shipctl(*arguments, "--json"))
 
+    def look(self, *arguments: str) -> Any:
+        """Run a command that changes nothing, in this process."""
+        done = in_process(self.root, *arguments, "--json")
+        assert done.exit_code == 0, done
+        return done.document
+
     def spec(self, version: str, weights: str, *, quick: bool) -> str:
         """Write a spec of another version and return its name; a quick one has no measurements to choose by."""
         yaml = YAML(typ="safe")
@@ -64,7 +71,7 @@ class Project:
         return name
 
     def endpoints(self) -> dict[str, str]:
-        [target] = self.json("status", "digits.yaml")["targets"]
+        [target] = self.look("status", "digits.yaml")["targets"]
         [serving] = target["serving"]
         assert serving["healthy"]
         return {**serving["endpoints"], "version": serving["version"]}
@@ -151,7 +158,7 @@ def test_digits_from_pytorch_to_triton_and_back(
     refused = json.loads(project.shipctl("apply", second, "--json", code=7))
     assert "was rolled back" in refused["message"]
     assert "--retry" in refused["message"]
-    history = project.json("history", "digits.yaml")
+    history = project.look("history", "digits.yaml")
     assert [(item["version"], item["phase"]) for item in history["releases"]] == [
         ("1.0.0", "done"),
         ("1.2.0", "rejected"),
@@ -207,7 +214,7 @@ def test_servers_survive_the_death_of_shipctl_and_down_stops_them(project: Proje
     assert not any(map(_runs, pids))
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{serving['endpoints']['http']}/v2/health/live", timeout=5)
-    assert project.json("status", "digits.yaml")["targets"][0]["serving"] == []
+    assert project.look("status", "digits.yaml")["targets"][0]["serving"] == []
     project.shipctl("apply", "digits.yaml")  # a stopped target is brought back from what is in the store
     again = project.endpoints()
     assert again["version"] == "1.0.0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -17,9 +16,9 @@ from unittest.mock import patch
 
 import pytest
 
-from shipctl.cli.main import run
 from shipctl_plugins._triton.environment import ensure_server_environment
 from shipctl_plugins._triton.server import TritonServer
+from support_in_process import in_process
 from support_models import write_second_version
 from support_s3 import S3Server, use
 from support_specs import copy_specs
@@ -60,19 +59,18 @@ class Runner:
         self.said.append(done.stderr)
         return done.stdout
 
-    def here(self, *arguments: str) -> str:
-        """Run a command in this process, of which there are many here; the others are as a user has them."""
-        said = io.StringIO()
-        with (
-            patch.dict(os.environ, self.environ, clear=True),
-            contextlib.chdir(self.root),
-            contextlib.redirect_stdout(said),
-        ):
-            assert run([*arguments]) == 0, f"{arguments}: {said.getvalue()}"
-        return said.getvalue()
+    def here(self, *arguments: str, code: int = 0) -> str:
+        """Run a command that only looks, or one of many, in this process; the others are as a user has them."""
+        with patch.dict(os.environ, self.environ, clear=True):
+            done = in_process(self.root, *arguments)
+        assert done.exit_code == code, f"{arguments}: {done}"
+        return done.stdout
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         return json.loads(self.shipctl(*arguments, "--json", code=code))
+
+    def look(self, *arguments: str) -> Any:
+        return json.loads(self.here(*arguments, "--json"))
 
 
 @pytest.fixture
@@ -106,7 +104,7 @@ def runner(tmp_path: Path, rgw: S3Server, bucket: str) -> Iterator[Callable[[str
 
     yield make
     for machine in made:
-        machine.shipctl("down", "specs/digits-serve.yaml")
+        machine.here("down", "specs/digits-serve.yaml")
 
 
 def objects(rgw: S3Server, bucket: str) -> Any:
@@ -170,13 +168,13 @@ def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
     # A third one serves it: what it fetched was signed by whom the policy trusts.
     production = runner("production")
     production.shipctl("apply", "specs/digits-serve.yaml")
-    [target] = production.json("status", "specs/digits-serve.yaml")["targets"]
+    [target] = production.look("status", "specs/digits-serve.yaml")["targets"]
     assert [serving["healthy"] for serving in target["serving"]] == [True]
     found = production.json("verify", "digits@staging", "--expect", "digits@1.0.0")
-    assert found["package"]["digest"] == ci.json("registry", "show", "digits@1.0.0")["version"]["digest"]
+    assert found["package"]["digest"] == ci.look("registry", "show", "digits@1.0.0")["version"]["digest"]
 
     # A Triton server of anybody's reads the repository straight from the bucket.
-    tags = ci.json("registry", "show", "digits@1.0.0")["version"]["tags"]
+    tags = ci.look("registry", "show", "digits@1.0.0")["version"]["tags"]
     assert tags["triton-repository"] == f"s3://{bucket}/team/repositories/{found['package']['digest']}"
     use(monkeypatch, rgw)
     classes = served_from_bucket(rgw, tags["triton-repository"], production.root / "direct", golden)
@@ -197,17 +195,17 @@ def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
         "apply", "specs/digits-registry.yaml",
         "--set", "metadata.version=1.1.0", "--set", "model.weights=models/second.safetensors",
     )  # fmt: skip
-    assert ci.json("registry", "show", "digits@staging")["version"]["version"] == "1.1.0"
+    assert ci.look("registry", "show", "digits@staging")["version"]["version"] == "1.1.0"
     production.shipctl("apply", "specs/digits-serve.yaml", "--set", "metadata.version=1.1.0")
     production.shipctl("rollback", "specs/digits-serve.yaml", "--set", "metadata.version=1.1.0")
-    [target] = production.json("status", "specs/digits-serve.yaml")["targets"]
+    [target] = production.look("status", "specs/digits-serve.yaml")["targets"]
     assert target["serving"][0]["version"] == "1.0.0"
 
     # What serves is kept, whatever is collected; a version that serves cannot be retired.
-    production.shipctl("retire", "digits@1.0.0", code=4)
+    production.here("retire", "digits@1.0.0", code=4)
     collected = ci.json("gc", "--store", f"s3://{bucket}/team", "--min-age", "0s", "--keep-results", "0s")
     assert collected["collected"]["files"]["deleted"] > 0
-    production.shipctl("verify", "digits@1.0.0")
+    production.here("verify", "digits@1.0.0")
 
     # One byte of the model is changed in the bucket: nobody serves it any more.
     digest = next(
@@ -223,10 +221,10 @@ def test_digits_from_pytorch_to_a_bucket_and_from_there_to_triton(
     late.shipctl("verify", "digits@1.0.0", code=1)
     assert "is damaged" in late.said[-1]
     late.shipctl("apply", "specs/digits-serve.yaml", code=1)
-    assert late.json("status", "specs/digits-serve.yaml")["targets"][0]["serving"] == []
+    assert late.look("status", "specs/digits-serve.yaml")["targets"][0]["serving"] == []
 
     # Everything is on record, whoever did it.
-    entries = ci.json("history", "specs/digits-registry.yaml", "--audit", "-n", "100")["entries"]
+    entries = ci.look("history", "specs/digits-registry.yaml", "--audit", "-n", "100")["entries"]
     log = [(entry["action"], entry["subject"]) for entry in reversed(entries)]
     assert log[:4] == [
         ("apply begun", "digits@1.0.0"),

@@ -33,7 +33,7 @@ stages:
   - {id: repository, uses: triton-config}
   - id: package
     uses: package
-    needs: [weights, repository]
+    needs: [weights]
     inputs: {model: model}
     with: {license: MIT, require: []}
   - {id: scan, uses: scan}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from shipctl.cli.main import run
+from support_in_process import in_process
 from support_specs import copy_specs
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -77,10 +75,9 @@ class Project:
 
     def shipctl(self, command: str) -> Any:
         """Run a further command, in this process."""
-        said = io.StringIO()
-        with contextlib.chdir(self.root), contextlib.redirect_stdout(said):
-            assert run([command, f"{self.spec}.yaml", "--json"]) == 0
-        return json.loads(said.getvalue())
+        done = in_process(self.root, command, f"{self.spec}.yaml", "--json")
+        assert done.exit_code == 0, done
+        return done.document
 
     def golden(self) -> tuple[Arrays, Arrays]:
         """Return the golden samples: what is sent, and what has to come back."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from support_in_process import in_process
+
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SPECS = Path(__file__).parents[2] / "specs"
@@ -38,11 +40,18 @@ def shipctl(project: Path, *words: str) -> str:
     return done.stdout
 
 
+def look(project: Path, *words: str) -> str:
+    """Run a command that changes nothing, in this process."""
+    done = in_process(project, *words)
+    assert done.exit_code == 0, done
+    return done.stdout
+
+
 def test_the_search_finds_a_quantised_model_and_accounts_for_every_candidate(project: Path) -> None:
-    planned = json.loads(shipctl(project, "plan", "digits-search.yaml", "--json"))
+    planned = json.loads(look(project, "plan", "digits-search.yaml", "--json"))
     assert "not tried: best takes 8 of 9 candidates" in json.dumps(planned)
     shipctl(project, "apply", "-j", "1", "digits-search.yaml")
-    report: dict[str, Any] = json.loads(shipctl(project, "report", "--json"))["report"]
+    report: dict[str, Any] = json.loads(look(project, "report", "--json"))["report"]
     (selection,) = report["selections"]
     assert [item["node"] for item in selection["not_tried"]] == ["dynamic"]
     rows = {item["node"]: item for item in selection["candidates"]}
@@ -65,7 +74,7 @@ def test_the_search_finds_a_quantised_model_and_accounts_for_every_candidate(pro
 
 def test_a_second_run_has_nothing_to_do_and_another_limit_only_makes_what_is_new(project: Path) -> None:
     def actions() -> dict[str, str]:
-        plan = json.loads(shipctl(project, "plan", "digits-search.yaml", "--json"))
+        plan = json.loads(look(project, "plan", "digits-search.yaml", "--json"))
         return {node["node"]: node["action"] for node in plan["nodes"]}
 
     shipctl(project, "apply", "-j", "1", "digits-search.yaml")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from shipctl.stages.registry import Registry
+from support_in_process import in_process
 from support_specs import copy_specs
 
 ROOT = Path(__file__).parents[2]
@@ -40,23 +39,12 @@ def test_every_stage_that_makes_or_measures_has_an_example() -> None:
 def test_it_runs(folder: Path, name: str) -> None:
     spec = f"specs/stages/{name}.yaml"
     assert f"uses: {name}" in (folder / spec).read_text(), "it does not show the stage that it is named after"
-    done = shipctl(
+    done = in_process(
         folder, "apply", "-j", "1", spec
     )  # one worker imports the framework, and not two at a time
-    if done.returncode:
-        planned = shipctl(folder, "plan", spec).stdout.splitlines()
+    if done.exit_code:
+        planned = in_process(folder, "plan", spec).lines
         missing = [line for line in planned if line.startswith("missing")]
         if missing:
             pytest.skip(missing[0])
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def shipctl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "shipctl.cli", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=220,
-        check=False,
-    )
+    assert done.exit_code == 0, done

@@ -28,7 +28,7 @@ from shipctl.spec import StageSpec
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Stage, StageOptions
 from shipctl.stages.context import Lineage
-from shipctl.store.local import Result
+from shipctl.store.local import Result, Stamp
 
 
 class DamagedInputError(Exception):
@@ -125,8 +125,9 @@ class Executor:
             workdir.mkdir(parents=True)
         try:
             inputs = self.open_inputs(ready, folder / "in")
+            known = self.pipeline.store.stamps(item for items in inputs.values() for item in items)
             made, peak = self._call(node.cls, node, options, inputs, lineage, workdir, log)
-            outputs, passed = self._publish(made, inputs, workdir)
+            outputs, passed = self._publish(made, inputs, workdir, known)
             result = Result(
                 fingerprint=fingerprint(parts),
                 uses=node.spec.uses,
@@ -212,9 +213,13 @@ class Executor:
         return str(stage_environment(uses, stage, log))
 
     def _publish(
-        self, made: dict[str, Artifact], inputs: dict[str, tuple[Artifact, ...]], workdir: Path
+        self,
+        made: dict[str, Artifact],
+        inputs: dict[str, tuple[Artifact, ...]],
+        workdir: Path,
+        known: dict[Stamp, str],
     ) -> tuple[dict[str, Artifact], dict[str, str]]:
-        known = (
+        given = (
             {item.digest for items in inputs.values() for item in items}
             if any(a.files for a in made.values())
             else set()
@@ -223,11 +228,11 @@ class Executor:
         passed: dict[str, str] = {}
         forbidden = self.secrets.forbidden()
         for name, item in made.items():
-            if item.files and item.digest in known:
+            if item.files and item.digest in given:
                 outputs[name] = item
                 passed[name] = item.digest
             else:
-                outputs[name] = self.pipeline.store.publish(item, workdir, forbidden)
+                outputs[name] = self.pipeline.store.publish(item, workdir, forbidden, known)
         return outputs, passed
 
 

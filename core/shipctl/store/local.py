@@ -16,7 +16,8 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,25 @@ ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
 def _gives_away(output: str, secret: str) -> StageError:
     return StageError(f"output {output} contains the value of secret {secret!r}; nothing was stored")
+
+
+Stamp = tuple[int, int, int, int]
+"""Device, inode, size and modification time of a file."""
+_LARGE = 1 << 20
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which one more change moves the modification time, however coarse the file system's clock."""
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _entry_of(path: Path, name: str, forbidden: Mapping[bytes, str]) -> FileEntry:
+    """Read a file that a stage wrote, and refuse what ``forbidden`` names."""
+    sha256, size, found = hash_file(path, tuple(forbidden))
+    if found is not None:
+        raise _gives_away(name, forbidden[found])
+    return FileEntry(path=name, sha256=sha256, size=size)
 
 
 _FEW = 16
@@ -202,12 +222,31 @@ class LocalStore:
                 shutil.copyfile(blob, place)
         return artifact.located(folder)
 
+    def stamps(self, artifacts: Iterable[Artifact]) -> dict[Stamp, str]:
+        """Return the digests of the large files of artifacts that were just viewed, for :meth:`publish`.
+
+        What was written within the last two seconds is left out: another change might not show in its time.
+        """
+        found: dict[Stamp, str] = {}
+        for artifact in artifacts:
+            for entry in artifact.files:
+                if entry.size >= _LARGE:
+                    status = self.blob(entry.sha256).stat()
+                    if time.time_ns() - status.st_mtime_ns > _SETTLED:
+                        found[_stamp(status)] = entry.sha256
+        return found
+
     def publish(
-        self, artifact: ArtifactT, workdir: Path, forbidden: Mapping[bytes, str] | None = None
+        self,
+        artifact: ArtifactT,
+        workdir: Path,
+        forbidden: Mapping[bytes, str] | None = None,
+        known: Mapping[Stamp, str] | None = None,
     ) -> ArtifactT:
         """Take the files of a new artifact out of ``workdir`` into the store and return it with its ``files``.
 
-        ``forbidden`` maps byte strings that must not be stored (secrets) to their names.
+        ``forbidden`` maps byte strings that must not be stored (secrets) to their names. ``known`` has the digests of
+        files that were just verified (:meth:`stamps`): links to them are not read again, unless for secrets.
 
         :raises StageError: for no files or files elsewhere, links, or a forbidden content, name or field
         """
@@ -226,17 +265,20 @@ class LocalStore:
             raise StageError(message)
         entries = []
         for path in [root] if root.is_file() else sorted(root.rglob("*")):
-            mode = path.lstat().st_mode
+            status = path.lstat()
+            mode = status.st_mode
             if stat.S_ISDIR(mode):
                 continue
             name = path.name if path == root else path.relative_to(root).as_posix()
             if not stat.S_ISREG(mode):
                 message = f"output {name} is not a plain file; copy what it points to"
                 raise StageError(message)
-            sha256, size, found = hash_file(path, tuple(forbidden or ()))
-            if found is not None and forbidden is not None:
-                raise _gives_away(name, forbidden[found])
-            entries.append((path, FileEntry(path=name, sha256=sha256, size=size)))
+            linked = known.get(_stamp(status)) if known and not forbidden else None
+            if linked is not None:
+                entry = FileEntry(path=name, sha256=linked, size=status.st_size)
+            else:
+                entry = _entry_of(path, name, forbidden or {})
+            entries.append((path, entry))
         published = artifact.model_copy(update={"files": tuple(entry for _, entry in entries)})
         if forbidden:
             fields = canonical_json(published.manifest())

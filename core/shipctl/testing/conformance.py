@@ -37,7 +37,7 @@ class StageConformance:
 
     Override :attr:`options` where the stage needs some, :meth:`inputs` where it takes artifacts of its own
     kinds, and :attr:`objectives` where ``run`` or ``judge`` look at the spec's numbers. The stage runs twice, with the
-    same inputs, and all tests look at these two runs.
+    same inputs (a measurement, which differs from run to run, once), and all tests look at these runs.
     """
 
     stage: ClassVar[str]
@@ -158,10 +158,12 @@ class StageConformance:
 
     def _runs(self, tmp_path_factory: pytest.TempPathFactory) -> _Runs:
         """Return the runs that the tests of this class look at: a stage may take long, and two are enough."""
-        self._transform()
+        stage = self._transform()
         if type(self) not in self._done:
             folder = tmp_path_factory.mktemp("conformance")
-            self._done[type(self)] = _Runs(folder, self._inputs(folder), self._run)
+            self._done[type(self)] = _Runs(
+                folder, self._inputs(folder), self._run, twice=not stage.measurement
+            )
         return self._done[type(self)]
 
     def _run(self, tmp_path: Path, name: str, given: StageInputs) -> StageOutputs:
@@ -200,16 +202,26 @@ class _Run:
 
 
 class _Runs:
-    """Two runs of a stage with the same inputs, each made when a test asks for it; one that fails is made again."""
+    """Two runs of a stage with the same inputs, each made when a test asks for it; one that fails is made again.
+
+    Not ``twice``, both are one: nobody compares them.
+    """
 
     def __init__(
-        self, folder: Path, inputs: StageInputs, run: Callable[[Path, str, StageInputs], StageOutputs]
+        self,
+        folder: Path,
+        inputs: StageInputs,
+        run: Callable[[Path, str, StageInputs], StageOutputs],
+        *,
+        twice: bool,
     ) -> None:
         self.inputs = inputs
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._twice = folder, run, twice
 
     @cached_property
     def once(self) -> _Run:
+        if not self._twice:
+            return self.watched
         return _Run(self._folder / "once", self._run(self._folder, "once", self.inputs))
 
     @cached_property

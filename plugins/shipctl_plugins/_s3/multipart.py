@@ -61,10 +61,11 @@ def part_size_for(size: int, preferred: int) -> int:
 class Multipart:
     """Multipart uploads to one bucket."""
 
-    def __init__(self, connection: Connection, caller: Caller, threads: Executor) -> None:
+    def __init__(self, connection: Connection, caller: Caller, threads: Executor, page: int) -> None:
         self._connection = connection
         self._calling = caller
         self._threads = threads
+        self._page = page
 
     def upload(self, key: str, source: Source, sha256: str, part_size: int, moved: Moved) -> None:
         """Send the file in parts, and complete it if the file's digest is ``sha256`` (hex).
@@ -102,7 +103,12 @@ class Multipart:
         known: set[tuple[str, str]] = set()
         markers: dict[str, str] = {}
         while True:
-            call = {"Bucket": self._connection.bucket, "Prefix": prefix, **markers}
+            call = {
+                "Bucket": self._connection.bucket,
+                "Prefix": prefix,
+                "MaxUploads": self._page,
+                **markers,
+            }
             page = self._calling(partial(self._connection.aws.list_multipart_uploads, **call), "list")
             found = [
                 Unfinished(each["Key"], each["UploadId"], _seconds(each.get("Initiated")))
@@ -170,6 +176,7 @@ class Multipart:
                 "Bucket": self._connection.bucket,
                 "Key": key,
                 "UploadId": upload,
+                "MaxParts": self._page,
                 "PartNumberMarker": marker,
             }
             list_parts = self._connection.aws.list_parts

@@ -23,7 +23,7 @@ from shipctl_plugins._triton.golden import Tolerance, golden_question
 from shipctl_plugins._triton.golden_load import GoldenLoad, Load
 from shipctl_plugins._triton.preflight import blessing, run_preflight
 from shipctl_plugins._triton.releases import ModelRecord, Published
-from shipctl_plugins._triton.replicas import ReplicaSetRecord, replica_sets
+from shipctl_plugins._triton.replicas import ReplicaSetRecord, replica_sets, stop_all
 from shipctl_plugins._triton.single_server import leave_single_server
 
 REPLAY_S = 10.0
@@ -200,9 +200,10 @@ class Deployment(Deployed):
         stopped = [*self.door.stop(), *self._comparator().stop()] if models else []
         lines = [f"{what} was stopped" for what in stopped]
         for model, known in sorted(models.items()):
-            for group in replica_sets(self.releases, model):
-                entry, count = known.by_number(group.number), group.stop()
+            groups = list(replica_sets(self.releases, model))
+            for group, count in zip(groups, stop_all(groups), strict=True):
                 if count:
+                    entry = known.by_number(group.number)
                     version = entry.version if entry else "of an unknown version"
                     lines.append(f"{model} {version} (version {group.number}): {_counted(count)} stopped")
             if not known.behind_door and known.stable is not None:

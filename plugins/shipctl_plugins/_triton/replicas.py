@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,9 @@ LOOP_S = 60.0
 _PROBLEM_LINES = 3
 _REASON = re.compile(r"\s+")
 _CACHE_BYTES = 64 * 1024 * 1024
-ARGUMENTS = (f"--cache-config=local,size={_CACHE_BYTES}",)
-"""Beyond what every server gets: the cache is used by models that ask for `response_cache`."""
+ARGUMENTS = (f"--cache-config=local,size={_CACHE_BYTES}", "--disable-auto-complete-config")
+"""Beyond what every server gets: the cache is used by models that ask for `response_cache`. Our configurations leave
+nothing out; to complete one, the server would load each model once more."""
 
 DoorView = Callable[[Backend], bool | None]
 
@@ -254,6 +255,12 @@ def replica_sets(releases: Releases, model: str) -> Iterator[ReplicaSet]:
     folders = (releases.folder / "servers" / model).glob("[0-9]*")
     for number in sorted(int(folder.name) for folder in folders if folder.name.isdigit()):
         yield ReplicaSet(releases, model, number)
+
+
+def stop_all(groups: Sequence[ReplicaSet]) -> list[int]:
+    """Stop them at once, as each :meth:`ReplicaSet.stop`, and return how many replicas of each ran."""
+    with ThreadPoolExecutor(max_workers=max(1, len(groups))) as pool:
+        return list(pool.map(ReplicaSet.stop, groups))
 
 
 def _hangs(server: TritonServer) -> bool:

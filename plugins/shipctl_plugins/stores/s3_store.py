@@ -29,8 +29,6 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _ID = "?uploadId="
 _SMALL = 1 << 18
 """Up to so many bytes of a file are read at once; larger ones are read, and hashed, as they are sent."""
-_PAGE = 1000
-"""Keys per request, S3's own limit."""
 _BEGINNINGS = 3
 """How often a large upload is begun, if somebody else ends it."""
 _NOT_FOUND, _PRECONDITION_FAILED = 404, 412
@@ -48,6 +46,8 @@ class S3Store(ObjectStore):
     """Up to so many bytes are sent in one piece. Parts cost a second SHA-256, and a server more work."""
     threads: int = 4
     """How many parts, ranges and large files move at a time; more cost processor time, on both sides."""
+    page: int = 1000
+    """How many objects, uploads or parts are asked for, or deleted, at once: what S3 allows at most."""
     retries: Retries = Retries()
 
     def __init__(self, spec: StoreSpec, base: Path) -> None:
@@ -101,7 +101,7 @@ class S3Store(ObjectStore):
         while True:
             page = self._call(partial(self._page, prefix, after), "list", prefix)
             yield from page
-            if len(page) < _PAGE:
+            if len(page) < self.page:
                 return
             after = self._prefix + page[-1].key
 
@@ -110,7 +110,7 @@ class S3Store(ObjectStore):
         found = self._connection.minio.list_objects(
             self.bucket, prefix=whole, recursive=True, start_after=after
         )
-        return [self._info(each) for each in islice(found, _PAGE)]
+        return [self._info(each) for each in islice(found, self.page)]
 
     def read(self, key: str) -> bytes | None:
         """Return the bytes of a small object, or None if there is none."""
@@ -192,7 +192,7 @@ class S3Store(ObjectStore):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are none of its concern."""
         rest = iter(keys)
-        while batch := tuple(islice(rest, _PAGE)):
+        while batch := tuple(islice(rest, self.page)):
             self._call(partial(self._remove, batch), "delete", batch[0])
 
     def _remove(self, keys: Sequence[str]) -> None:
@@ -328,7 +328,7 @@ class S3Store(ObjectStore):
             return self._workers
 
     def _multipart(self, key: str) -> Multipart:
-        return Multipart(self._connection, partial(self._call, key=key), self._threads)
+        return Multipart(self._connection, partial(self._call, key=key), self._threads, self.page)
 
     def _call(
         self, call: Callable[[], T], doing: str, key: str, *, lost: Callable[[Fault], None] | None = None

@@ -223,11 +223,14 @@ def _look(tensor: _tensors.Tensor, *, scales_channels: bool) -> dict[str, Any]:
     for part in tensor.slices():
         values = part.astype(np.float64)
         good = np.isfinite(values)
-        nan = int(np.isnan(values).sum())
-        row["nan"] += nan
-        row["inf"] += int(values.size - good.sum()) - nan
-        row["zeros"] += int((values == 0).sum())
-        kept = values[good]
+        if good.all():
+            kept = values.ravel()
+        else:
+            kept = values[good]
+            nan = int(np.count_nonzero(np.isnan(values)))
+            row["nan"] += nan
+            row["inf"] += values.size - kept.size - nan
+        row["zeros"] += values.size - int(np.count_nonzero(values))
         if kept.size:
             finite += kept.size
             total += float(kept.sum())

@@ -23,10 +23,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def wheel(tmp_path: Path) -> Path:
-    """A wheel that pip installs without a network."""
-    path = tmp_path / "tinywheel-1.0-py3-none-any.whl"
+def write_wheel(path: Path) -> None:
+    """Write a wheel that pip installs without a network."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tinywheel.py", "ANSWER = 42\n")
         archive.writestr(
@@ -36,7 +34,6 @@ def wheel(tmp_path: Path) -> Path:
             "tinywheel-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr("tinywheel-1.0.dist-info/RECORD", "tinywheel.py,,\n")
-    return path
 
 
 def fake_interpreter(path: Path, answer: str) -> Path:
@@ -52,48 +49,11 @@ def saying(version: str, libpython: str | None = None) -> str:
 
 
 @pytest.mark.slow
-def test_environment_is_made_once_and_found_again(wheel: Path, cache: Path) -> None:
-    said: list[str] = []
-    made = ensure_environment("tiny", [str(wheel)], progress=said.append)
-    again = ensure_environment("tiny", [str(wheel)], progress=said.append)
-    assert again == made
-    assert said == ["creating the environment tiny (once, about 1 minute)"]
-    assert made.path == cache / "environments" / f"tiny-{made.key[:12]}"
-    answer = subprocess.run(
-        [made.python, "-c", "import tinywheel; print(tinywheel.ANSWER)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout == "42\n"
-
-
-@pytest.mark.slow
-def test_half_made_environment_is_built_again_and_only_one_of_two_builds_it(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_environment_is_made_once_and_found_again_and_one_that_failed_half_made_is_built_again(
+    cache: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    made = ensure_environment("tiny", [], progress=said.append)
-    (made.path / "complete.json").unlink()
-    (made.path / "left-over").touch()
-    threads = [
-        threading.Thread(target=ensure_environment, args=("tiny", []), kwargs={"progress": said.append})
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not (made.path / "left-over").exists()
-    assert sorted(said[1:]) == [
-        "creating the environment tiny (once, about 1 minute)",
-        "waiting for another process that is creating the environment tiny",
-    ]
-
-
-@pytest.mark.slow
-def test_failing_pip_is_one_clear_error(cache: Path, tmp_path: Path) -> None:
-    missing = tmp_path / "absent-1.0-py3-none-any.whl"
+    """One after the other, because making an environment costs seconds: pip fails, then two build what it left."""
+    missing = tmp_path / "tinywheel-1.0-py3-none-any.whl"
     with pytest.raises(StageError) as caught:
         ensure_environment("tiny", [str(missing)], progress=lambda line: None)
     folder = next(path for path in (cache / "environments").iterdir() if path.is_dir())
@@ -102,12 +62,44 @@ def test_failing_pip_is_one_clear_error(cache: Path, tmp_path: Path) -> None:
         f"the environment {folder.name} could not be created: `{folder}/bin/python -m pip "
         f"--disable-pip-version-check --no-input install {missing}` ended with 1"
     )
-    assert any("absent-1.0-py3-none-any.whl" in line for line in tail)
+    assert any("tinywheel-1.0-py3-none-any.whl" in line for line in tail)
     assert (
         last
         == f"the whole output is in {folder}.log; check the network and the package index, then run again"
     )
     assert not (folder / "complete.json").exists()
+
+    write_wheel(missing)
+    (folder / "left-over").touch()
+    said: list[str] = []
+    threads = [
+        threading.Thread(
+            target=ensure_environment, args=("tiny", [str(missing)]), kwargs={"progress": said.append}
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not (folder / "left-over").exists()
+    assert sorted(said) == [
+        "creating the environment tiny (once, about 1 minute)",
+        "waiting for another process that is creating the environment tiny",
+    ]
+
+    said.clear()
+    made = ensure_environment("tiny", [str(missing)], progress=said.append)
+    assert ensure_environment("tiny", [str(missing)], progress=said.append) == made
+    assert said == []
+    assert made.path == folder == cache / "environments" / f"tiny-{made.key[:12]}"
+    answer = subprocess.run(
+        [made.python, "-c", "import tinywheel; print(tinywheel.ANSWER)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == "42\n"
 
 
 def test_interpreter_that_makes_no_environments_is_named(tmp_path: Path) -> None:

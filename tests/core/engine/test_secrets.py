@@ -86,7 +86,9 @@ def test_the_command_line_shows_and_keeps_no_secret(project: EngineProject) -> N
         ("-v", "apply", "spec.yaml", "--events", "events.jsonl"), ("apply", "spec.yaml", "--json"),
         ("report", "spec.yaml"), ("history", "spec.yaml"),
     )  # fmt: skip
-    said = [project.shipctl(*command)[1] for command in commands]
+    said = [project.command(*command)[1] for command in commands]
+    said += [project.shipctl("apply", "spec.yaml")[1]]
+    assert "cannot log in with ***" in said[-1]
     assert "cannot log in with ***" in said[2]
     assert (project.root / "plan.json").exists()
     assert "***" in (project.root / "events.jsonl").read_text()

@@ -372,7 +372,7 @@ def test_nothing_is_ever_lost() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_is_ever_lost_in_many_more_orders() -> None:
-    run_state_machine_as_test(Everything, settings=settings(ALL, max_examples=200, stateful_step_count=60))
+    run_state_machine_as_test(Everything, settings=settings(ALL, max_examples=100, stateful_step_count=60))
 
 
 def _no_leases(patch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from shipctl import Artifact, FileEntry, StageError, StoreError
 from shipctl.errors import CorruptArtifactError
+from shipctl.store import local
 from shipctl.store.files import CHUNK, hash_file, write_atomic
 from shipctl.store.local import LocalStore, Result
 
@@ -95,6 +97,49 @@ def test_equal_files_are_stored_once(store: LocalStore, tmp_path: Path) -> None:
     blobs = [path for path in (store.root / "blobs").rglob("*") if path.is_file()]
     assert [path.name for path in blobs] == [hashlib.sha256(b"same").hexdigest()]
     assert blobs[0].stat().st_mode & 0o777 == 0o444
+
+
+def test_links_to_large_files_are_not_read_again_unless_they_changed(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = os.urandom(CHUNK)
+    published = store.publish(box(tmp_path, {"large": large, "small": b"1"}), tmp_path)
+    blob = store.blob(published.files[0].sha256)
+
+    def again(change: bytes = b"", forbidden: dict[bytes, str] | None = None) -> tuple[list[str], Box]:
+        os.utime(blob, (1e9, 1e9))
+        store.view(published, tmp_path / "in")
+        known = store.stamps([published])
+        made = box(tmp_path, {"new": b"2"})
+        os.link(tmp_path / "in" / "large", tmp_path / "out" / "linked")
+        shutil.copyfile(tmp_path / "in" / "large", tmp_path / "out" / "copied")
+        if change:
+            blob.chmod(0o644)
+            blob.write_bytes(change)
+        read: list[str] = []
+
+        def reading(path: Path, *rest: Any) -> tuple[str, int, bytes | None]:
+            read.append(path.name)
+            return hash_file(path, *rest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(local, "hash_file", reading)
+            made = store.publish(made, tmp_path, forbidden, known)
+        shutil.rmtree(tmp_path / "out")
+        return read, made
+
+    digest = hashlib.sha256(large).hexdigest()
+    read, made = again()
+    assert read == ["copied", "new"]
+    assert {entry.path: entry.sha256 for entry in made.files if entry.path != "new"} == {
+        "copied": digest, "linked": digest,
+    }  # fmt: skip
+    with pytest.raises(StageError, match="token"):
+        again(forbidden={large[500:600]: "token"})
+    shutil.rmtree(tmp_path / "out")
+    read, made = again(change=large[::-1])
+    assert read == ["copied", "linked", "new"]
+    assert made.files[1].sha256 == hashlib.sha256(large[::-1]).hexdigest()
 
 
 def test_viewing_replaces_what_lies_there(store: LocalStore, tmp_path: Path) -> None:

@@ -175,22 +175,38 @@ def test_nothing_is_printed_and_the_log_has_no_noise(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
-def test_other_process_with_other_hashes_gives_the_same_digest(converted: Any, tmp_path: Path) -> None:
+def test_other_process_with_other_hashes_gives_the_same_digest_whatever_its_user_wishes_for_keras(
+    converted: Any, tmp_path: Path
+) -> None:
+    """Importing TensorFlow leaves the environment as it was, writes nothing and says nothing."""
     model = digits(tmp_path / "somewhere-else")
     script = (
-        "import sys; from pathlib import Path\n"
+        "import os, sys; from pathlib import Path\n"
+        "before = dict(os.environ)\n"
+        "from shipctl_plugins._sources.tensorflow_source import import_tensorflow\n"
+        "tf, keras = import_tensorflow()\n"
+        "import numpy as np\n"
+        "assert tf.constant(np.ones(2)).numpy().sum() == 2\n"
+        "assert (keras.config.backend(), keras.config.floatx()) == ('tensorflow', 'float32')\n"
+        "assert dict(os.environ) == before, dict(os.environ)\n"
+        "assert os.listdir(Path.home()) == ['.keras'], os.listdir(Path.home())\n"
         "from shipctl.stages.artifacts import TensorflowModel\n"
         "from shipctl.stages.context import StageContext\n"
         "from shipctl_plugins.convert.tf2onnx import Inputs, Options, Tf2onnx\n"
         "model = TensorflowModel.model_validate_json(sys.argv[1]).located(Path(sys.argv[2]))\n"
         "Path(sys.argv[3]).mkdir()\n"
         "print(Tf2onnx(Options()).run(Inputs(model=model), StageContext(workdir=Path(sys.argv[3]))).model.digest)\n"
+        "assert dict(os.environ) == before, dict(os.environ)\n"
     )
+    # whose wishes for Keras must not reach a model
+    home = tmp_path / "home"
+    (home / ".keras").mkdir(parents=True)
+    (home / ".keras" / "keras.json").write_text('{"floatx": "float16", "backend": "torch"}')
     command = [sys.executable, "-c", script, model.model_dump_json(), str(model.root), str(tmp_path / "work")]
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert (done.stdout.strip(), done.stderr) == (converted[1].model.digest, "")
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "HOME": str(home), "KERAS_BACKEND": "torch"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    said = (done.returncode, done.stdout.strip(), done.stderr)
+    assert said == (0, converted[1].model.digest, "")
 
 
 def test_saved_model_is_converted_like_the_file(

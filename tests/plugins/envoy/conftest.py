@@ -45,6 +45,10 @@ class Echo:
     def behave(self, mode: str) -> None:
         self._call("POST", "/behave", mode.encode())
 
+    def reset(self) -> None:
+        """Have it as it was when it started."""
+        self._call("POST", "/reset")
+
     @property
     def seen(self) -> int:
         """Requests that it got, health checks aside."""
@@ -96,12 +100,25 @@ def wait_for_port(port: int) -> None:
             return
 
 
+@pytest.fixture(scope="session")
+def idle() -> Iterator[dict[str, Echo]]:
+    """Echo servers that tests have left, by name, for the next ones."""
+    left: dict[str, Echo] = {}
+    yield left
+    for server in left.values():
+        server.kill()
+
+
 @pytest.fixture
-def echo() -> Iterator[Callable[[str], Echo]]:
-    """Start echo servers by name."""
+def echo(idle: dict[str, Echo]) -> Iterator[Callable[[str], Echo]]:
+    """Start echo servers by name, or take those of tests before, which then have seen nothing."""
     started: list[Echo] = []
 
     def start(name: str) -> Echo:
+        if name in idle:
+            started.append(idle.pop(name))
+            started[-1].reset()
+            return started[-1]
         http_port, grpc_port = free_ports(2)
         backend = Backend(name=name, http=f"127.0.0.1:{http_port}", grpc=f"127.0.0.1:{grpc_port}")
         server = Echo(name, backend, launch(name, str(http_port), str(grpc_port)))
@@ -111,7 +128,10 @@ def echo() -> Iterator[Callable[[str], Echo]]:
 
     yield start
     for server in started:
-        server.kill()
+        if server.process.poll() is None and server.name not in idle:
+            idle[server.name] = server
+        else:
+            server.kill()
 
 
 @dataclass
@@ -204,7 +224,7 @@ def load() -> Callable[..., Any]:
 
 @contextmanager
 def keep_asking(
-    door: Door, *, protocols: Sequence[str] = ("http", "grpc"), pause: float = 0.002
+    door: Door, *, protocols: Sequence[str] = ("http", "grpc"), pause: float = 0.005
 ) -> Iterator[Load]:
     result, end = Load(), threading.Event()
     asked = {"http": _ask_http, "grpc": _ask_grpc}

@@ -1,7 +1,8 @@
 """A small real server over HTTP and gRPC that answers with its name: ``python echo_server.py NAME HTTP GRPC``.
 
 What it is asked for in the header x-do decides: `slow=SECONDS` waits first. A POST to /behave with `ok`, `fail` (500
-or INTERNAL), or `sick` (fails, and says that it is not ready) changes all that follow.
+or INTERNAL), or `sick` (fails, and says that it is not ready) changes all that follow; one to /reset has it be as it
+was when it started.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Server:
     async def answer(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, object]]:
         if path == "/behave":
             self.mode = body.decode()
-        if path in {"/behave", "/seen"}:
+        if path == "/reset":
+            self.mode, self.seen, self.headers = "ok", 0, {}
+        if path in {"/behave", "/reset", "/seen"}:
             return 200, {"seen": self.seen, "headers": self.headers}
         if path.startswith("/v2/health"):
             return (503 if self.mode == "sick" else 200), {}

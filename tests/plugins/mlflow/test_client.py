@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from shipctl.errors import StoreError, UnavailableError
-from shipctl_plugins._mlflow.client import MlflowServer
+from shipctl_plugins._mlflow.client import MlflowServer, Transport
 from shipctl_plugins._mlflow.login import Login
 from shipctl_plugins._mlflow.process import AgentProcess
-from support_mlflow import Saying
+from support_mlflow import Saying, ServedHere
 
 pytestmark = pytest.mark.mlflow
 
 
-def refusal(login: Login) -> str:
-    server = MlflowServer(login)
+def refusal(login: Login, transport: Transport | None = None) -> str:
+    """Return what is said of a server that does not let us in, by a client in this process or with its own."""
+    server = MlflowServer(login, transport or ServedHere(login))
     try:
         with pytest.raises(StoreError) as failure:
             server.ping()
@@ -32,7 +33,8 @@ def refusal(login: Login) -> str:
 @pytest.mark.slow
 def test_a_wrong_token_is_said_without_the_token() -> None:
     with Saying(401, "You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth") as web:
-        said = refusal(Login(web.uri, token="wrong-token"))
+        login = Login(web.uri, token="wrong-token")
+        said = refusal(login, AgentProcess(login))
     assert said == (
         f"MLflow at {web.uri} refused our credentials; set `token`, or `username` and `password`, of somebody who may "
         "write there (or MLFLOW_TRACKING_TOKEN and its kin)"
@@ -88,10 +90,9 @@ def test_a_server_that_fails_is_asked_three_times() -> None:
 @pytest.mark.slow
 def test_what_makes_something_is_never_sent_twice_by_mlflow_itself() -> None:
     with Saying(503, "<html>Busy</html>") as web:
-        server = MlflowServer(Login(web.uri))
+        login = Login(web.uri)
         with pytest.raises(StoreError, match=r"answers with errors \(503\)"):
-            server.call("create_experiment", name="e", tags={})
-        server.close()
+            MlflowServer(login, ServedHere(login)).call("create_experiment", name="e", tags={})
     assert len(web.headers) == 1
 
 

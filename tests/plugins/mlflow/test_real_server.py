@@ -19,15 +19,22 @@ from shipctl_plugins._mlflow.client import MlflowServer
 from shipctl_plugins.register.mlflow_register import MlflowRegister, MlflowRegisterInputs, MlflowRegisterState
 from shipctl_plugins.sources.mlflow_source import MlflowSource
 from support_engine import EngineProject
-from support_mlflow import InProcessMlflow, Killed, RealMlflow, Releaser, make_package, stage_on, start_mlflow
+from support_mlflow import (
+    WRITES,
+    InProcessMlflow,
+    Killed,
+    RealMlflow,
+    Releaser,
+    make_package,
+    stage_on,
+    start_mlflow,
+)
+from support_proxy import proxy_to
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.slow, pytest.mark.timeout(600)]
-
-WRITES = ("create", "delete", "describe", "finish", "log", "set", "tag")
-"""How the names of calls begin that change something on the server."""
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +145,13 @@ def test_killed_at_any_call_that_writes_there_is_one_version_and_one_run(
     driver.release(make_package(project, "0.9.0"))
     transport.forget()
     driver.release(make_package(project, "0.9.1"))
-    # One that only reads leaves the server as the call before it did; test_mlflow_register has all of them.
+    # One that only reads leaves the server as the call before it did, and so does one that is never made;
+    # test_mlflow_register has all of them.
     writing = [index for index, call in enumerate(transport.calls) if call.startswith(WRITES)]
     assert {transport.calls[index] for index in writing} == {
         "create_run", "log_run", "finish_run", "create_version", "set_alias",
     }  # fmt: skip
-    moments = [(moment, index) for moment in ("die_before", "die_after") for index in writing]
+    moments = [("die_before", writing[0]), *(("die_after", index) for index in writing)]
     for number, (moment, index) in enumerate(moments):
         package = make_package(project, f"1.0.{number}")
         driver.kept, driver.steps = {}, []
@@ -179,21 +187,24 @@ def test_an_abort_leaves_the_server_as_it_was(server: RealMlflow, project: Path)
         server.rest("registered-models/get", name=name)
 
 
-def test_a_model_that_mlflow_logged_is_taken(
-    server: RealMlflow, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    original = project / "original.onnx"
+@pytest.fixture(scope="module")
+def logged(server: RealMlflow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.float32]]:
+    """What a colleague has logged with the full MLflow, in one go; an ONNX graph and its weight."""
+    original = tmp_path_factory.mktemp("colleague") / "original.onnx"
     weights = save_graph(original)
     server.run_python(
         """
 import sys, onnx, mlflow
 model = onnx.load(sys.argv[1])
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input: list[str], params=None): return model_input
 mlflow.set_experiment("theirs")
 with mlflow.start_run() as run:
     for inside in (True, False):
         mlflow.onnx.log_model(model, name="net", registered_model_name="logged", pip_requirements=["onnx"],
                               save_as_external_data=not inside)
+    mlflow.pyfunc.log_model(name="net", python_model=Model(), registered_model_name="pickled",
+                            pip_requirements=["mlflow"])
     mlflow.log_artifact(sys.argv[1], "plain")
     client = mlflow.MlflowClient()
     client.create_registered_model("plain")
@@ -202,6 +213,17 @@ with mlflow.start_run() as run:
 """,
         str(original),
     )
+    return original, weights
+
+
+def test_a_model_that_mlflow_logged_is_taken(
+    server: RealMlflow,
+    logged: tuple[Path, NDArray[np.float32]],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    original, weights = logged
 
     def fetched(uri: str) -> Path:
         resolved = MlflowSource().resolve(uri, base=project, store=None)
@@ -222,19 +244,11 @@ with mlflow.start_run() as run:
     assert np.array_equal(numpy_helper.to_array(loaded), weights)
 
 
+@pytest.mark.usefixtures("logged")
 def test_a_pickled_model_that_mlflow_logged_is_refused(
     server: RealMlflow, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    server.run_python(
-        """
-import mlflow
-class Model(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input: list[str], params=None): return model_input
-mlflow.set_experiment("theirs")
-mlflow.pyfunc.log_model(name="net", python_model=Model(), registered_model_name="pickled", pip_requirements=["mlflow"])
-"""
-    )
     with pytest.raises(SpecError) as failure:
         MlflowSource().resolve("mlflow:/pickled/1", base=project, store=None)
     assert str(failure.value) == (
@@ -297,7 +311,8 @@ def test_through_the_engine_there_and_back_and_into_another_pipeline(
     project.edit("version: 1.0.0", "version: 1.1.0")
     assert project.apply().code == 0
     assert alias(server, "through-the-engine", "production") == "2"
-    code, said = project.shipctl("rollback", "--stage", "mlflow")
+    monkeypatch.chdir(project.root)
+    code, said = project.command("rollback", "--stage", "mlflow")
     assert code == 0, said
     assert alias(server, "through-the-engine", "production") == "1"
     assert project.holding(b"a-token-that-is-secret") == []
@@ -317,22 +332,23 @@ def test_through_the_engine_there_and_back_and_into_another_pipeline(
 def test_a_server_that_stops_in_the_middle_is_said_once_and_the_release_goes_on_when_it_is_back(
     server: RealMlflow, project: Path
 ) -> None:
+    """Its port stops: a door before the server that is closed and opened again, which is quicker than MLflow starts."""
     name, package = "stopped", make_package(project, "1.0.0")
-    driver = Releaser(project, lambda: stage_on(server.uri, name=name, alias="production", timeout="2s"))
-    stage, inputs, ctx = driver.make(), MlflowRegisterInputs(package=package), driver.context(package)
-    state, _ = stage.step(MlflowRegisterState(), inputs, ctx)
-    state, _ = stage.step(state, inputs, ctx)
-    server.stop()
-    try:
-        with pytest.raises(StoreError) as failure:
-            stage.step(state, inputs, ctx)
-    finally:
-        server.start()
+    with proxy_to(server.uri) as door:
+        driver = Releaser(
+            project, lambda: stage_on(door.endpoint, name=name, alias="production", timeout="2s")
+        )
+        stage, inputs, ctx = driver.make(), MlflowRegisterInputs(package=package), driver.context(package)
+        state, _ = stage.step(MlflowRegisterState(), inputs, ctx)
+        state, _ = stage.step(state, inputs, ctx)
+    with pytest.raises(StoreError) as failure:
+        stage.step(state, inputs, ctx)
     assert str(failure.value) == (
-        f"cannot reach MLflow at {server.uri}: connection refused; see whether it runs, and whether the "
+        f"cannot reach MLflow at {door.endpoint}: connection refused; see whether it runs, and whether the "
         "address is right"
     )
     driver.kept = state.model_dump(mode="json")
-    assert driver.drive(package).phase is Phase.DONE
+    with proxy_to(server.uri, port=int(door.endpoint.rpartition(":")[2])):
+        assert driver.drive(package).phase is Phase.DONE
     assert [item["version"] for item in registered(server, name)] == ["1"]
     assert len(runs(server, name, package)) == 1

@@ -44,9 +44,13 @@ def quantize(model: OnnxModel, calibration: Dataset, context: Any, **options: An
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 @pytest.mark.slow
-def test_digits_stay_close_and_shrink(
-    digits_onnx: OnnxModel, calibration: Dataset, context: Any, method: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_digits_stay_close_and_shrink_and_nothing_is_left_outside_of_the_work_directory(
+    digits_onnx: OnnxModel, calibration: Dataset, context: Any, method: str, capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    before = sorted(digits_onnx.root.rglob("*"))
     stage = Int8Calibration(Options(method=method))
     outputs = stage.run(Inputs(model=digits_onnx, calibration=calibration), context())
     assert {verdict.outcome for verdict in stage.judge(outputs, JudgeContext())} == {Outcome.PASS}
@@ -60,6 +64,8 @@ def test_digits_stay_close_and_shrink(
         {"op_type": "Gemm", "quantized": 1, "before": 1},
     ]
     assert capfd.readouterr() == ("", "")
+    assert not list((tmp_path / "cwd").iterdir())
+    assert sorted(digits_onnx.root.rglob("*")) == before
 
 
 @pytest.mark.slow
@@ -171,22 +177,6 @@ def test_at_most_so_many_samples_are_used(digits_onnx: OnnxModel, calibration: D
     outputs = quantize(digits_onnx, calibration, context, samples=20)
     assert outputs.report.metrics["quantized.samples"] == 20
     assert [row["samples"] for row in outputs.report.details["parity"]] == [16, 4]
-
-
-@pytest.mark.slow
-def test_nothing_is_left_outside_of_the_work_directory(
-    digits_onnx: OnnxModel,
-    calibration: Dataset,
-    context: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    before = sorted(digits_onnx.root.rglob("*"))
-    quantize(digits_onnx, calibration, context, method="entropy")
-    assert not list((tmp_path / "cwd").iterdir())
-    assert sorted(digits_onnx.root.rglob("*")) == before
 
 
 def test_graph_without_weights_fails(onnx_model: Any, dataset: Any, context: Any) -> None:

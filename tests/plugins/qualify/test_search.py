@@ -39,7 +39,7 @@ SIGNATURE = Signature(
 @pytest.mark.slow
 class TestConformance(StageConformance):
     stage = "search"
-    options: ClassVar = {**QUICK, "objective": "latency.p95"}
+    options: ClassVar = {**QUICK, "objective": "latency.p95", "batch_sizes": [1]}
     objectives = Objectives(slo={"latency.p95": 1.0})
 
 
@@ -397,7 +397,7 @@ def test_without_evaluation_data_only_speed_and_size_decide(
     digits_onnx: OnnxModel, context: Any, tmp_path: Path
 ) -> None:
     slow = variant(digits_onnx, tmp_path / "slow", _slow)
-    outputs = run([slow, digits_onnx], context, None, objective="throughput", max_trials=1)
+    outputs = run([slow, digits_onnx], context, None, objective="throughput", max_trials=1, batch_sizes=[1])
     assert outputs.model is slow
     reasons = {row["digest"]: row["reason"] for row in outputs.report.details["candidates"]}
     assert reasons[digits_onnx.digest] == "not tried: max_trials is 1"

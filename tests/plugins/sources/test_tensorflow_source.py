@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,25 +102,3 @@ def test_files_beside_the_model_do_not_matter_and_a_second_model_does(keras: Any
     assert str(caught.value) == (
         "the model should be one .keras file, found: net.keras, other.keras; take others out of `model.files`"
     )
-
-
-def test_import_writes_nothing_says_nothing_and_leaves_the_environment(keras: Any, tmp_path: Path) -> None:
-    script = (
-        "import os\n"
-        "before = dict(os.environ)\n"
-        "from shipctl_plugins._sources.tensorflow_source import import_tensorflow\n"
-        "tf, keras = import_tensorflow()\n"
-        "import numpy as np\n"
-        "assert tf.constant(np.ones(2)).numpy().sum() == 2\n"
-        "assert (keras.config.backend(), keras.config.floatx()) == ('tensorflow', 'float32')\n"
-        "assert dict(os.environ) == before, dict(os.environ)\n"
-    )
-    # whose wishes for Keras must not reach a model
-    (tmp_path / ".keras").mkdir()
-    (tmp_path / ".keras" / "keras.json").write_text('{"floatx": "float16", "backend": "torch"}')
-    environment = {**os.environ, "HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [path.name for path in tmp_path.iterdir()] == [".keras"]

@@ -1,7 +1,7 @@
 """A server process that answers as Triton was seen to, in milliseconds: run by the real launcher, killed for real.
 
 The text of `model.onnx` is the model. In it, `unloadable` does not load, `crashing` ends the process at start, `late`
-waits before it listens, `shy` stops giving answers once a file `shy` lies in the repository.
+listens no sooner than a file `listen` lies in the repository, `shy` stops giving answers once a file `shy` lies there.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def main() -> None:
     wanted = ARGUMENTS.get("load-model")
     if wanted:
         load(wanted)
-    if any("late" in text for _, text in LOADED.values()):
-        time.sleep(1.0)
+    while any("late" in text for _, text in LOADED.values()) and not (ROOT / "listen").exists():
+        time.sleep(0.02)
     try:
         server = Server(("127.0.0.1", int(ARGUMENTS["http-port"])), Handler)
     except OSError as error:

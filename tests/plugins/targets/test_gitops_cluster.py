@@ -87,7 +87,7 @@ def until(target: Gitops, revision: str, standing: Standing, seconds: float = 60
     end = time.monotonic() + seconds
     while (seen := target.follow(revision)).standing is not standing:
         assert time.monotonic() < end, seen
-        time.sleep(0.1)
+        time.sleep(0.25)  # each look is some processes of git
     return seen
 
 
@@ -109,7 +109,7 @@ def drive(
                 update={"phase": Phase.ABORTING, "entered": time.time(), "reason": "wanted"}
             )
             phases.append(Phase.ABORTING)
-        time.sleep(min(step.requeue, 0.2))
+        time.sleep(min(step.requeue, 0.4))
     return phases
 
 

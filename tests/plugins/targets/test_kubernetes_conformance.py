@@ -25,7 +25,7 @@ class Conformance(TargetConformance):
     name, plugin = "kubernetes", Kubernetes
     router: Any = "replicas"
     patience = 30.0
-    pause = 0.02
+    pause = 0.05
 
     @pytest.fixture(autouse=True)
     def _cluster(self, kube: Kube, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:

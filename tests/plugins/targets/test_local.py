@@ -80,6 +80,12 @@ def group(local: Local, number: int, model: str = "digits") -> ReplicaSet:
     return ReplicaSet(local.deployment.releases, model, number)
 
 
+def listen(local: Local, number: int) -> None:
+    """Have the late replicas of a version go on."""
+    for place in group(local, number).places():
+        (place / "repository" / "listen").touch()
+
+
 def kill(server: TritonServer) -> None:
     os.kill(server.record.pid, signal.SIGKILL)
     until(lambda: not server.alive)
@@ -143,11 +149,10 @@ def test_act_that_was_done_is_not_done_again(open_local: Open, candidate: MakeCa
 def test_prepare_returns_before_the_model_is_loaded(open_local: Open, candidate: MakeCandidate) -> None:
     local, late = open_local(replicas=2), candidate("late")
     epoch = local.acquire("test")
-    began = time.monotonic()
     local.apply(Prepare(), late, epoch)
     seen = local.observe().replicas[late.revision]
-    assert time.monotonic() - began < 0.9
     assert seen == Replicas(version="1.0.0", wanted=2, ready=0)
+    listen(local, 1)
     await_ready(local, late.revision)
 
 
@@ -288,8 +293,10 @@ def test_candidate_whose_port_was_taken_listens_elsewhere(open_local: Open, cand
     with socket.socket() as somebody:
         somebody.bind(("127.0.0.1", int(backend.http.rpartition(":")[2])))
         somebody.listen()
+        listen(local, 1)
         until(lambda: not group(local, 1).servers())
         local.acquire("test")
+        listen(local, 1)
         await_ready(local, one.revision)
     assert group(local, 1).backends() != (backend,)
 
@@ -425,6 +432,7 @@ def test_revision_that_is_not_ready_gets_no_requests(open_local: Open, candidate
     preview = Shift(traffic=Traffic.only(one.revision).model_copy(update={"preview": late.revision}))
     with pytest.raises(StageError, match="gets no requests"):
         local.apply(preview, late, epoch)
+    listen(local, 2)
     await_ready(local, late.revision)
     assert local.apply(shift, late, epoch).message == "digits: 95 % to 1.0.0, 5 % to 1.1.0"
     kill(group(local, 2).servers()[0])

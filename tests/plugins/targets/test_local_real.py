@@ -125,7 +125,7 @@ def clients(local: Local) -> Iterator[Counter[str]]:
                     seen[f"{protocol} {version}"] += 1
                 except Exception as error:  # noqa: BLE001  (whatever it is, the user saw a failure)
                     seen[f"failed: {error}"] += 1
-                time.sleep(0.005)
+                time.sleep(0.015)
 
     threads = [
         threading.Thread(target=loop, args=item)

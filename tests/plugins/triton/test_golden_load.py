@@ -122,10 +122,10 @@ def test_slow_answers_do_not_slow_it_down(running: GoldenLoad, door: Door) -> No
     assert rate(door) == pytest.approx(50, rel=0.2)
 
 
-@pytest.mark.parametrize("status", [500, None])
-def test_errors_do_not_end_it(running: GoldenLoad, door: Door, status: int | None) -> None:
-    door.status = status
-    assert rate(door) == pytest.approx(50, rel=0.25)
+def test_errors_do_not_end_it(running: GoldenLoad, door: Door) -> None:
+    for status in (500, None):
+        door.status = status
+        assert rate(door) == pytest.approx(50, rel=0.25)
     door.status = 200
     assert rate(door, 1.0) == pytest.approx(50, rel=0.3)
     assert running.running

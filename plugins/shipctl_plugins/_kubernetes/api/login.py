@@ -147,6 +147,8 @@ def _configured(context: Context, user: dict[str, Any]) -> Any:
         missing = _missing(context, user)
         why = f"{missing}; correct it" if missing else f"{type(exc).__name__}; see whether kubectl can use it"
         raise LoginError(f"cannot use {context.shown}: {why}") from None
+    if user.get("token") and not user.keys() & {"tokenFile", "auth-provider"}:
+        configuration.refresh_api_key_hook = None  # it stays the same, and is not looked up for each request
     return configuration
 
 

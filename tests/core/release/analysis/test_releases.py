@@ -30,7 +30,7 @@ def test_drifts_of_one_revision_alone_are_not_taken_for_a_difference() -> None:
 @pytest.mark.slow
 def test_drifts_are_not_taken_for_a_difference_in_long_releases_either() -> None:
     """With forty looks at the newest blocks by themselves."""
-    ends = [release(seed, rate=60, weights=(0.25, 0.5), windows=20, drift=4.0)[-1] for seed in range(25)]
+    ends = [release(seed, rate=60, weights=(0.25, 0.5), windows=20, drift=4.0)[-1] for seed in range(15)]
     assert sum(end.outcome is Outcome.FAIL for end in ends) <= 1
 
 
