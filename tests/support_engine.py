@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sqlite3
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from typing import Any
 import pytest
 
 from shipctl import Hooks, Plan, RunResult, apply, events, hookimpl, make_plan, read_plan
-from support_in_process import in_process
 
 SUPPORT = Path(__file__).parent / "support"
 """Holds the distribution `shipctl-test-stages`."""
@@ -189,8 +190,12 @@ class EngineProject:
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """Run `shipctl …` in this process, whose current folder is the project, as :meth:`shipctl` does in its own."""
-        done = in_process(self.root, *arguments)
-        return done.exit_code, done.stdout + done.stderr
+        from shipctl.cli.main import run
+
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            code = run(arguments)
+        return code, said.getvalue()
 
     # -- looking ---------------------------------------------------------------------------------------------
 
