@@ -18,8 +18,10 @@ import pytest
 from shipctl.errors import StageError
 from shipctl.release.router import Backend
 from shipctl.release.traffic import Segment, Traffic
+from shipctl_plugins._envoy.processes import choose_ports
 from shipctl_plugins._envoy.proxy import DoorPorts, Proxy
 from shipctl_plugins._triton import launcher
+from shipctl_plugins._triton.processes import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +33,12 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     made = Proxy(tmp_path / "door", log=lambda line: None)
     yield made
     made.stop()
+
+
+def test_no_server_is_given_a_port_that_a_door_may_come_back_to() -> None:
+    doors = [port for _ in range(20) for port in vars(choose_ports(DoorPorts(), None, "door")).values()]
+    servers = free_ports(300)
+    assert max(doors) < min(servers) or min(doors) > max(servers)
 
 
 def running_in(folder: Path) -> list[str]:
