@@ -23,7 +23,6 @@ from shipctl.engine.secrets import Secrets
 from shipctl.engine.walk import NodeEnd, Ready, Walk, expiry
 from shipctl.engine.workers import WorkerPool, disk_problem
 from shipctl.errors import CorruptArtifactError, ShipctlError, StageError
-from shipctl.records import digest_of
 from shipctl.spec import StageSpec
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import Stage, StageOptions
@@ -117,7 +116,7 @@ class Executor:
         started = time.monotonic()
         inline = runs_inline(node.cls, node.spec)
         # inline stages run one at a time, so they share a folder that is emptied between them
-        folder = self.workdir / ("inline" if inline else f"{node.spec.id}-{digest_of(node.id)[:8]}")
+        folder = self.workdir / ("inline" if inline else node.folder)
         workdir = folder / "out"
         if not inline:
             shutil.rmtree(folder, ignore_errors=True)

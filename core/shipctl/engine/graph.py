@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shipctl.records import digest_of
 from shipctl.stages.artifacts import Artifact
 from shipctl.stages.base import ReleaseStage, Stage
 from shipctl.stages.registry import StageClass
@@ -39,6 +40,11 @@ class Node:
     bindings: dict[str, tuple[Origin, ...]]
     needs: dict[str, None] = field(default_factory=dict)
     """Nodes that it waits for, in order."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for its files below that of a run; no other node of the spec has it."""
+        return f"{self.spec.id}-{digest_of(self.id)[:8]}"
 
     @property
     def is_release(self) -> bool:

@@ -150,7 +150,7 @@ class _Work:
             run=recorder.run,
             watch=recorder.watcher(node),
             log=recorder.speaker(node.id),
-            workdir=pipeline.project.work / recorder.run / node.spec.id,
+            workdir=pipeline.project.work / recorder.run / node.folder,
             stop=stop,
             redact=secrets.redact,
             auditor=self.auditor,

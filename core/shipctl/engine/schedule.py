@@ -285,7 +285,7 @@ class Schedule:
             run=self._recorder.run,
             watch=self._recorder.watcher(node),
             log=self._recorder.speaker(node.id),
-            workdir=self._workdir / "release",
+            workdir=self._workdir / node.folder / "release",
             stop=self._stop,
             redact=self._executor.secrets.redact,
             auditor=Auditor(self._pipeline),
@@ -299,7 +299,7 @@ class Schedule:
             self._recorder.begin(node)
             self._pipeline.store.sync()
             self._note(self._pipeline.store.settle())
-            self._executor.open_inputs(ready, self._workdir / "verify")
+            self._executor.open_inputs(ready, self._workdir / node.folder / "verify")
             return release.apply(drive, retry=self._retry)
         finally:
             for problem in drive.auditor.problems:

@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 from shipctl.errors import CorruptArtifactError, StageError, StoreError
 from shipctl.records import Record, canonical_json
 from shipctl.stages.artifacts import Artifact, FileEntry
-from shipctl.store.files import hash_file, sync_file, temporary_in
+from shipctl.store.files import hash_file, place_file, sync_file, temporary_in
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
@@ -214,12 +214,8 @@ class LocalStore:
         for entry in artifact.files:
             blob = self.verify(entry)
             place = folder / entry.path
-            place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
-            try:
-                os.link(blob, place)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(blob, place)
+            place_file(blob, place)
         return artifact.located(folder)
 
     def stamps(self, artifacts: Iterable[Artifact]) -> dict[Stamp, str]:

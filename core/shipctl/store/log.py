@@ -379,17 +379,21 @@ class Log:
         seen = self._heads.get(self.objects.uri, self.prefix) if self._heads is not None else None
         if seen is None or self._heads is None:
             return
-        if head is None or head.number < seen.number:
+        shorter = head is None or head.number < seen.number
+        # others of this machine may have written more, and remembered it, since the end of the log was read
+        if shorter and not self._has(seen.number):
             message = (
                 f"{self} ends at entry {0 if head is None else head.number}, and entry {seen.number} was seen here "
                 f"before: entries were taken away at its end; {_TAMPERED}. If it was put back on purpose, remove "
                 f"{self._heads.path}"
             )
             raise StoreError(message)
-        if head.number == seen.number:
+        if head is not None and head.number == seen.number:
             there = head
+        elif entries is not None and not shorter:
+            there = entries[seen.number - 1]
         else:
-            there = entries[seen.number - 1] if entries is not None else self.entry(seen.number)
+            there = self.entry(seen.number)
         if there.digest != seen.digest:
             message = (
                 f"entry {seen.number} of {self} is {there.digest[:12]}…, and was {seen.digest[:12]}… when it was seen "

@@ -21,6 +21,7 @@ from shipctl_plugins._envoy.access_log import FLUSH_MS
 from shipctl_plugins._envoy.bootstrap import Listening
 from shipctl_plugins._envoy.config import LOOPBACK
 from shipctl_plugins._triton import launcher
+from shipctl_plugins._triton.processes import SERVER_PORTS
 
 if TYPE_CHECKING:
     from shipctl_plugins._envoy.proxy import DoorPorts
@@ -31,8 +32,6 @@ _LINES_SHOWN = 6
 _LINE_SHOWN = 500
 _LOG_BYTES_KEPT = 10_000_000
 _PORTS_FROM, _PORTS_ENOUGH = 15000, 500
-_SERVERS = 12000
-"""So many ports below those of outgoing connections are for Tritons, which take some while a door is down."""
 _GOING_S = 1.0
 """How long a process that was killed may still hold its port."""
 
@@ -206,7 +205,7 @@ def _free_port(but: Iterable[int]) -> int:
         low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     except (OSError, ValueError):
         low, high = 32768, 60999
-    ranges = (_PORTS_FROM, low - _SERVERS), (_PORTS_FROM, low)
+    ranges = (_PORTS_FROM, low - SERVER_PORTS), (_PORTS_FROM, low)
     start, end = next((each for each in ranges if each[1] - each[0] > _PORTS_ENOUGH), (high + 1, 65536))
     candidates = [port for port in range(start, end) if port not in set(but)]
     random.shuffle(candidates)

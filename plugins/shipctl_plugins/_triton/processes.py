@@ -20,7 +20,8 @@ kill_left_over = launcher.kill_left_over
 _POLL_S = 0.02
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _EPHEMERAL_DEFAULT = 32768
-_PORTS = 12000
+SERVER_PORTS = 12000
+"""So many ports below those of outgoing connections are for servers; doors, which come back to theirs, take others."""
 _FIRST_PORT = 10000
 
 
@@ -44,7 +45,7 @@ def free_ports(count: int, avoid: Collection[int] = ()) -> list[int]:
     start = _EPHEMERAL_DEFAULT
     with contextlib.suppress(OSError, ValueError):
         start = int(_EPHEMERAL.read_text().split()[0])
-    lowest = max(start - _PORTS, _FIRST_PORT)
+    lowest = max(start - SERVER_PORTS, _FIRST_PORT)
     numbers: list[int] = []
     choices = iter(random.sample(range(lowest, start), k=start - lowest) if start > lowest else ())
     while len(numbers) < count:

@@ -10,6 +10,8 @@ import pytest
 
 from shipctl import Hooks, SpecError
 from shipctl.engine import driving, operations
+from shipctl.stages.artifacts import Artifact
+from shipctl.store.local import LocalStore
 from support_engine import EngineProject, Run, Watcher, flip_bit
 
 STEPS = ["preparing", "preflight", "shifting", "promoting", "done"]
@@ -314,15 +316,30 @@ def test_two_specs_share_a_target_without_mixing_their_records(project: EnginePr
     assert records(project) == [("1.0.0", "apply", "done", False)]
 
 
+SEVERAL = """
+    - {id: a, uses: make}
+    - {id: d, uses: file-deploy, with: {target: one}}
+    - {id: e, uses: file-deploy, needs: a, with: {target: two}}
+    """
+
+
+def test_releases_side_by_side_have_files_of_their_own(
+    project: EngineProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid_out: list[Path] = []
+    view = LocalStore.view
+
+    def watched(store: LocalStore, artifact: Artifact, folder: Path) -> Artifact:
+        laid_out.append(folder)
+        return view(store, artifact, folder)
+
+    monkeypatch.setattr(LocalStore, "view", watched)
+    assert project.spec(SEVERAL).apply().statuses == {"a": "done", "d": "done", "e": "done"}
+    assert len(laid_out) == len(set(laid_out)) == 4  # each verifies its input, and opens it
+
+
 def test_several_releases_need_a_stage_to_roll_back(project: EngineProject) -> None:
-    project.spec(
-        """
-        - {id: a, uses: make}
-        - {id: d, uses: file-deploy, with: {target: one}}
-        - {id: e, uses: file-deploy, needs: a, with: {target: two}}
-        """
-    )
-    assert project.apply().code == 0
+    assert project.spec(SEVERAL).apply().code == 0
     with pytest.raises(SpecError, match="say which release to roll back with `--stage`: d, e"):
         rollback(project)
     assert operations.down(project.path, say=print) == ["stopped 1.0.0", "stopped 1.0.0"]

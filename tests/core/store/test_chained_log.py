@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from shipctl import GateError, StoreError
 from shipctl.errors import SpecError
 from shipctl.records import canonical_json
 from shipctl.store.log import Actor, Heads, Log, LogEntry, audit
-from shipctl.store.objects import ObjectStore
+from shipctl.store.objects import ObjectInfo, ObjectStore
 from support_registry import folder_store
 
 TAMPERED = "somebody changed the store by hand: compare it with a backup"
@@ -414,6 +414,32 @@ def test_a_machine_that_saw_the_end_notices_that_it_is_missing(
     assert message(lambda: watched.append("add", "thing", {})) == expected
     heads.path.unlink()
     assert len(watched.entries()) == 4
+
+
+@pytest.mark.parametrize("entries", [0, 3])
+@pytest.mark.parametrize("read", [Log.head, Log.entries])
+def test_an_entry_that_another_run_of_this_machine_wrote_meanwhile_is_not_missed(
+    objects: ObjectStore,
+    folder: Path,
+    heads: Heads,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Log], object],
+    entries: int,
+) -> None:
+    log = filled(Log(objects, "things", heads=heads), entries)
+    listing = objects.list
+
+    def outdated(prefix: str) -> Iterator[ObjectInfo]:
+        found = list(listing(prefix))
+        filled(Log(folder_store(folder), "things", heads=heads), 1)
+        return iter(found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "list", outdated)
+        read(log)
+    assert [entry.number for entry in log.entries()] == list(range(1, entries + 2))
+    path(folder, entries + 1).unlink()
+    assert "entries were taken away at its end" in message(lambda: read(log))
 
 
 def test_a_machine_that_saw_a_log_notices_that_it_is_gone(
