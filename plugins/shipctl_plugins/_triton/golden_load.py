@@ -28,6 +28,8 @@ PER_THREAD = 5.0
 rate is kept for as long as answers take less than a fifth of a second."""
 MOST_THREADS = 64
 MOST_SAMPLES = 256
+_LAST_S = 2.0
+"""Seconds that the last requests have for their answers."""
 _STOP_S = 5.0
 
 
@@ -96,14 +98,24 @@ def bodies(question: Question) -> list[tuple[bytes, int]]:
     return [request_body(question, arrays, start) for start in itertools.islice(starts, MOST_SAMPLES)]
 
 
-def send(question: Question, requests: list[tuple[bytes, int]], interval: float, offset: float) -> None:
-    """Send one request after another, one per ``interval`` seconds; one that is late is not made up for."""
+def send(
+    question: Question,
+    requests: list[tuple[bytes, int]],
+    interval: float,
+    offset: float,
+    stop: threading.Event,
+) -> None:
+    """Send one request after another, one per ``interval`` seconds, until ``stop`` is set.
+
+    One that is late is not made up for, and none that was sent is broken off.
+    """
     host, _, port = question.addresses["http"].rpartition(":")
     path = f"/v2/models/{quote(question.model, safe='')}/infer"
     connection = http.client.HTTPConnection(host, int(port), timeout=question.timeout)
     due = time.monotonic() + offset
     for body, header in itertools.cycle(requests):
-        time.sleep(max(0.0, due - time.monotonic()))
+        if stop.wait(max(0.0, due - time.monotonic())):
+            return
         due = max(due + interval, time.monotonic())
         headers = {"Inference-Header-Content-Length": str(header), "Content-Type": "application/octet-stream"}
         try:
@@ -119,10 +131,17 @@ def main() -> None:
     requests = bodies(load.question)
     threads = min(MOST_THREADS, math.ceil(load.rate / PER_THREAD))
     interval = threads / load.rate
+    stop = threading.Event()
+    senders = []
     for number in range(threads):
-        arguments = (load.question, requests, interval, number / load.rate)
-        threading.Thread(target=send, args=arguments, daemon=True).start()
+        arguments = (load.question, requests, interval, number / load.rate, stop)
+        senders.append(threading.Thread(target=send, args=arguments, daemon=True))
+        senders[-1].start()
     sys.stdin.buffer.read()
+    stop.set()
+    until = time.monotonic() + _LAST_S
+    for sender in senders:
+        sender.join(max(0.0, until - time.monotonic()))
     os._exit(0)
 
 

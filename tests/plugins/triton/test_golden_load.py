@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ class Door:
         self.asked: list[tuple[float, str, bytes]] = []
         self.status: int | None = 200
         self.delay = 0.0
+        self.answered = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,6 +40,9 @@ class Door:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.asked.append((time.monotonic(), self.path, body))
                 time.sleep(outer.delay)
+                if select.select([self.connection], [], [], 0)[0]:
+                    return  # who asked does not wait any more
+                outer.answered += 1
                 if outer.status is None:
                     self.close_connection = True
                     return
@@ -120,6 +125,14 @@ def test_samples_go_one_by_one_at_a_steady_rate(running: GoldenLoad, door: Door)
 def test_slow_answers_do_not_slow_it_down(running: GoldenLoad, door: Door) -> None:
     door.delay = 0.1
     assert rate(door) == pytest.approx(50, rel=0.2)
+
+
+def test_what_was_asked_is_answered_when_it_is_stopped(running: GoldenLoad, door: Door) -> None:
+    door.delay = 0.3
+    until(lambda: len(door.asked) - door.answered > 5)
+    running.stop()
+    assert not running.running
+    assert until(lambda: door.answered == len(door.asked), 1.0)
 
 
 def test_errors_do_not_end_it(running: GoldenLoad, door: Door) -> None:
