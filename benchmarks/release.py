@@ -31,7 +31,7 @@ SCENARIOS: dict[str, Callable[[World], Outcome]] = {
     "candidate differs: shadow": faults.candidate_differs,
     "candidate is killed at 50 %": faults.candidate_is_killed,
     "one stable server of two is killed": faults.stable_is_killed,
-    "shipctl is killed at every step": faults.shipctl_is_killed,
+    "shipctl is killed at four places": faults.shipctl_is_killed,
     "shipctl is killed, nobody comes back": faults.nobody_comes_back,
     "A/B test by users": faults.split_by_users,
 }
