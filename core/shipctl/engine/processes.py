@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from shipctl.engine.supervisor import children
+from shipctl.processes import start_time
+
+_REPLACED_S = 1.0
+_POLL_S = 0.005
 
 
 def descendants(pid: int) -> list[int]:
@@ -29,7 +34,15 @@ def kill_tree(pid: int) -> None:
 
 
 def command_line(pid: int) -> str:
-    """Return a process's command, or "" if it is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    """Return a process's command, or "" if it is gone.
+
+    While it is being replaced (execve(2)) a process has none, so that is waited for, up to a second.
+    """
+    until = time.monotonic() + _REPLACED_S
+    while start_time(pid) is not None:
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+            if words.strip() or time.monotonic() >= until:
+                return words.decode(errors="replace").strip() or "no command"
+        time.sleep(_POLL_S)
     return ""

@@ -130,11 +130,12 @@ class Worker:
 
     def _left_behind(self, worker: int) -> str | None:
         """Return what to say about processes that the stage started and did not wait for."""
-        below = [
-            pid for pid in descendants(self._process.pid) if pid != worker and start_time(pid) is not None
+        below = [(pid, command_line(pid)) for pid in descendants(self._process.pid) if pid != worker]
+        left = [
+            (pid, command)
+            for pid, command in below
+            if command and not any(helper in command for helper in _HELPERS)
         ]
-        left = [(pid, command_line(pid) or "starting") for pid in below]
-        left = [(pid, command) for pid, command in left if not any(helper in command for helper in _HELPERS)]
         if not left:
             return None
         shown = ", ".join(f"{pid} ({command[:60]})" for pid, command in left[:3])

@@ -119,12 +119,16 @@ class Misbehave(Stage[How, NoInputs, Outputs]):
         subprocess.Popen(["sleep", "600"])
 
     def _daemonise(self, ctx: StageContext, path: Path) -> Any:
+        reads, writes = os.pipe()
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
                 os.execvp("sleep", ["sleep", "600"])
             os._exit(0)
+        os.close(writes)
         os.wait()
+        os.read(reads, 1)  # until the last one closes it, which is replaced
+        os.close(reads)
 
     # -- wrong outputs -----------------------------------------------------------------------------------------
 
