@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shipctl.engine import filecache
 from support_cluster import control_plane, kube, namespace, why_no_control_plane
@@ -24,6 +25,9 @@ __all__ = ["control_plane", "kube", "namespace"]
 # tests slow and measurements worthless.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A busy machine fails no property.
+settings.register_profile("shipctl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shipctl")
 
 # Until all tests are collected, which leaves no garbage.
 gc.disable()

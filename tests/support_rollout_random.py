@@ -408,7 +408,6 @@ QUICK = settings(
     stateful_step_count=40,
     phases=[Stage.generate],
     report_multiple_bugs=False,
-    deadline=None,
     database=None,
     derandomize=True,
     print_blob=False,

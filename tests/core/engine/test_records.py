@@ -29,7 +29,7 @@ RECORDS = st.lists(
 ).map(lambda rows: [record(n, r, p, left=left and p is Phase.DONE) for n, (r, p, left) in enumerate(rows, 1)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(items=RECORDS)
 def test_what_holds_for_any_history(items: list[ReleaseRecord]) -> None:
     records = Records()

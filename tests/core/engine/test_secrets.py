@@ -186,7 +186,7 @@ class Known(Secrets):
         return self._value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     value=st.text(st.characters(codec="utf-8", exclude_characters="*"), min_size=4, max_size=30),
     around=st.lists(st.text(max_size=5), min_size=2, max_size=4),

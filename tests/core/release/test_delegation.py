@@ -302,7 +302,6 @@ def test_an_engine_that_judges_nothing_is_judged_on_the_way() -> None:
 QUICK = settings(
     report_multiple_bugs=False,
     max_examples=200,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 PLANS = {

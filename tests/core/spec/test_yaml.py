@@ -162,7 +162,7 @@ def write(
             lines.append(f"{lead} {str(item).lower() if isinstance(item, bool) else item}")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(tree=st.dictionaries(KEYS, TREES, min_size=1, max_size=4))
 def test_every_key_of_a_document_is_located_at_its_true_line(tmp_path: Path, tree: dict[str, Any]) -> None:
     lines: list[str] = []
@@ -384,7 +384,7 @@ def test_a_file_of_100_mb_is_refused_without_being_read(tmp_path: Path) -> None:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200)
 @given(
     content=st.one_of(
         st.binary(max_size=200),

@@ -358,7 +358,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> None:
 ALL = settings(
     max_examples=40,
     stateful_step_count=40,
-    deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
     print_blob=False,

@@ -57,7 +57,7 @@ SEGMENT = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_si
 FILES = st.dictionaries(SEGMENT, st.binary(max_size=50), min_size=1, max_size=5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(files=FILES, inner=FILES)
 def test_what_is_published_is_viewed_the_same(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], inner: dict[str, bytes]
@@ -164,7 +164,7 @@ def test_damage_is_found_before_use(store: LocalStore, tmp_path: Path, damage: s
     assert store.has_files(published.files) is (damage == "flip"), "planning looks at the size alone"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(before=st.integers(0, 40), secret=st.binary(min_size=4, max_size=12), border=st.integers(-15, 3))
 def test_a_forbidden_text_is_found_wherever_it_stands(
     tmp_path_factory: pytest.TempPathFactory, before: int, secret: bytes, border: int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shipctl.errors import GateError, SpecError
@@ -111,7 +111,6 @@ def check(before: ModelState, after: ModelState) -> None:
             assert resolve("m", after, ref) in alive
 
 
-@settings(deadline=None)
 @given(steps=st.lists(CHANGES, max_size=30))
 def test_every_history_leaves_a_sound_state(steps: list[Change]) -> None:
     state = ModelState()
@@ -124,7 +123,6 @@ def test_every_history_leaves_a_sound_state(steps: list[Change]) -> None:
         state = after
 
 
-@settings(deadline=None)
 @given(steps=st.lists(CHANGES, max_size=15), step=CHANGES)
 def test_a_change_that_was_made_changes_nothing_again(steps: list[Change], step: Change) -> None:
     state = ModelState()

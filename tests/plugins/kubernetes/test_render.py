@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -494,7 +494,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(json_values)
 def test_a_value_in_a_template_is_that_value_again(value: Any) -> None:
     assert yaml.safe_load(f"before: 1\nvalue: {in_yaml(value)}\nafter: 2\n") == {
@@ -504,7 +503,6 @@ def test_a_value_in_a_template_is_that_value_again(value: Any) -> None:
     }
 
 
-@settings(deadline=None)
 @given(st.dictionaries(names, json_values, min_size=1, max_size=4))
 def test_what_is_written_is_read_again_by_yaml_1_1_and_1_2(value: dict[str, Any]) -> None:
     text = yaml_of([value])
@@ -521,7 +519,7 @@ def test_texts_that_look_like_something_else_stay_texts(text: str) -> None:
     assert f'"{text}"' in written
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     value=texts | st.sampled_from(HOSTILE),
     key=names,

@@ -60,7 +60,7 @@ def test_what_was_found_counts_when_evaluations_run_out() -> None:
 
 
 @given(st.sets(st.sampled_from(LAYERS), min_size=1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_layer_of_the_result_can_be_left_out(needed: set[str]) -> None:
     oracle = Oracle("".join(needed))
     assert fewest(LAYERS, 26, oracle, 0.05) == frozenset(needed)

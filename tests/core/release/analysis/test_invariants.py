@@ -52,7 +52,7 @@ def is_sound(answer: Samples, *, latency: bool) -> bool:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     answers(),
     st.none() | answers(),
@@ -80,7 +80,7 @@ def test_only_sound_and_sufficient_answers_pass(
     assert AnalysisState.model_validate(remembered) == state
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(answers(), answers(since=100.0))
 def test_a_window_that_does_not_count_changes_nothing_that_is_known(first: Samples, second: Samples) -> None:
     state, _ = judge(OPTIONS, SLO, AnalysisState(), stable=None, candidate=first)
@@ -99,7 +99,7 @@ blocks = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(blocks)
 def test_exchanged_revisions_have_the_opposite_difference(drawn: list[tuple[int, int, int, int]]) -> None:
     one = Evidence().extended([Counts(*block) for block in drawn])
@@ -111,7 +111,7 @@ def test_exchanged_revisions_have_the_opposite_difference(drawn: list[tuple[int,
     assert math.isclose(high, -opposite[0], abs_tol=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(blocks, st.floats(0.001, 0.4))
 def test_bounds_are_in_order_and_surer_ones_are_wider(
     drawn: list[tuple[int, int, int, int]], alpha: float
@@ -123,7 +123,7 @@ def test_bounds_are_in_order_and_surer_ones_are_wider(
     assert surer.upper >= bounds.upper
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(blocks, st.integers(1, 40))
 def test_it_does_not_matter_how_blocks_arrive(drawn: list[tuple[int, int, int, int]], size: int) -> None:
     """All at once or a few at a time: the same batches, so an interruption changes nothing."""
@@ -134,7 +134,7 @@ def test_it_does_not_matter_how_blocks_arrive(drawn: list[tuple[int, int, int, i
     assert piecemeal.track == Evidence().extended(made).track
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 15), max_size=200),
     st.lists(st.floats(0, 15), max_size=30),
@@ -158,7 +158,7 @@ def test_cutting_loses_no_request(
         assert sum(count for _, count in window.errors) == whole.requests
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 400), st.integers(1, 60))
 def test_more_failures_never_look_better(good: int, failures: int) -> None:
     def outcome(errors: int) -> Outcome:
