@@ -24,6 +24,10 @@ from support_lazy import skip_without
 
 skip_without("modelopt.onnx", reason="nvidia-modelopt is not installed")
 pytestmark = [pytest.mark.slow]
+needs_compiler = pytest.mark.skipif(
+    _modelopt.lacks_compiler(),
+    reason="ModelOpt compiles an extension for INT4, and there is no C++ compiler: install g++",
+)
 
 MLP = Signature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 64)),),
@@ -119,6 +123,7 @@ def test_varying_batch_does_not_lose_the_gemms(mlp: OnnxModel, vectors: Dataset,
     assert outputs.report.metrics["quantized.samples"] == 48
 
 
+@needs_compiler
 @pytest.mark.parametrize("method", ["awq_clip", "awq_lite", "rtn_dq"])
 def test_int4_weights_of_transposed_gemms_run(
     mlp: OnnxModel, vectors: Dataset, context: Any, method: str
@@ -130,13 +135,14 @@ def test_int4_weights_of_transposed_gemms_run(
     assert {verdict.gate for verdict in verdicts} == {"parity.cosine", "parity.top1"}
 
 
+@needs_compiler
 def test_int4_by_rounding_needs_no_data(mlp: OnnxModel, context: Any) -> None:
     outputs, _ = quantize(mlp, None, context, mode="int4", method="rtn_dq")
     assert outputs.report.metrics["quantized.samples"] == 0
     assert outputs.report.details["parity"][0]["case"] == "random inputs, batch 1"
 
 
-@pytest.mark.parametrize("mode", ["int8", "fp8", "int4", "autocast"])
+@pytest.mark.parametrize("mode", ["int8", "fp8", pytest.param("int4", marks=needs_compiler), "autocast"])
 def test_temporary_files_stay_in_the_work_directory(
     mode: str,
     mlp: OnnxModel,
