@@ -34,7 +34,7 @@ def kill_tree(pid: int) -> None:
 
 
 def command_line(pid: int) -> str:
-    """Return a process's command, or "" if it is gone.
+    """Return a process's command, "" if it is gone, "no command" if it keeps none.
 
     While it is being replaced (execve(2)) a process has none, so that is waited for, up to a second.
     """

@@ -31,17 +31,18 @@ from shipctl.stages.artifacts import Artifact, FileEntry
 from shipctl.store.files import hash_file, place_file, sync_file, temporary_in
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
-
-
-def _gives_away(output: str, secret: str) -> StageError:
-    return StageError(f"output {output} contains the value of secret {secret!r}; nothing was stored")
-
-
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and modification time of a file."""
 _LARGE = 1 << 20
 _SETTLED = 2_000_000_000
 """Nanoseconds after which one more change moves the modification time, however coarse the file system's clock."""
+_FEW = 16
+_SYNCS = 8
+"""Files that are synced at a time, where there are more than a few."""
+
+
+def _gives_away(output: str, secret: str) -> StageError:
+    return StageError(f"output {output} contains the value of secret {secret!r}; nothing was stored")
 
 
 def _stamp(status: os.stat_result) -> Stamp:
@@ -54,11 +55,6 @@ def _entry_of(path: Path, name: str, forbidden: Mapping[bytes, str]) -> FileEntr
     if found is not None:
         raise _gives_away(name, forbidden[found])
     return FileEntry(path=name, sha256=sha256, size=size)
-
-
-_FEW = 16
-_SYNCS = 8
-"""Files that are synced at a time, where there are more than a few."""
 
 
 def _sync(path: Path) -> None:
