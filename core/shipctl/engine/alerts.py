@@ -12,8 +12,9 @@ import ipaddress
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,8 @@ _MAX_BODY = 1 << 20
 """Bytes. An Alertmanager sends the alerts of one group, and can be told how many (`max_alerts`)."""
 _TIMEOUT = 10.0
 """Seconds that a client may take to send its request."""
+_LINGER_S = 1.0
+"""Seconds that a refused client may go on sending."""
 _MAX_TEXT = 200
 """Characters of a label that are kept."""
 
@@ -222,6 +225,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+        if status is not HTTPStatus.OK:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Take in what a refused sender still sends, so that it gets to read why (RFC 9112, section 9.6)."""
+        until = time.monotonic() + _LINGER_S
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_LINGER_S)
+            while self.connection.recv(1 << 16) and time.monotonic() < until:
+                pass
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing: what is heard is told by who hears it."""
